@@ -1,0 +1,2 @@
+//! The porthole command.
+fn main() {}

@@ -1,0 +1,9 @@
+//! All policy of Porthole: ownership, stage 2, VMs, windows, hypercalls, PSCI, vGIC, measurement.
+//! Safe code only, no register access: it builds and tests on any machine.
+//! Hardware stands behind the traits of [`hw`]; `porthole-hyp` implements them with `arch`, `mem` and `dev`.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod context;
+pub mod hw;

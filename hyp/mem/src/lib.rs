@@ -1,0 +1,2 @@
+//! Placeholder head: see Cargo.toml's description.
+#![no_std]
