@@ -71,8 +71,8 @@ for part in build initramfs batch; do
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done
 
-RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/porthole-run.XXXXXX")
 mkdir -p "$PORTHOLE_OUT"
+RUN_DIR=$(mktemp -d "$PORTHOLE_OUT/run.XXXXXX")
 INITRD="$PORTHOLE_OUT/initramfs${BARE:+-bare}.cpio"
 if [ -n "$BUILD" ]; then
     [ -n "$BARE" ] || build_all "$PROFILE"

@@ -1,0 +1,53 @@
+# shellcheck shell=bash
+# The el2 tier: the hostile host in place of Linux, driving the real hypervisor under QEMU.
+# It reports on the first serial port and switches the machine off; no last line means the run failed.
+
+EL2_CPUS=(cortex-a72 "max,pauth-impdef=on")
+EL2_SMP=4
+EL2_MEM=1G
+EL2_SECONDS=${PORTHOLE_EL2_SECONDS:-240}
+
+# hostile_run PROFILE CPU: one boot; result lines with the suffix [PROFILE,MODEL] on standard output.
+hostile_run() {
+    local profile=$1 cpu=$2 label="$1,${2%%,*}" status=0 line last='' bad=''
+    local base="$TEST_LOGS/el2-$1-${2%%,*}"
+    machine_args virtualization=on,gic-version=3,iommu=smmuv3 "$cpu" "$EL2_SMP" "$EL2_MEM"
+    guest_modules "$PORTHOLE_OUT/$profile/tests/hostile-host.bin" "hostile" 
+    : >"$base.console"
+    timeout "$EL2_SECONDS" qemu-system-aarch64 "${MACHINE_ARGS[@]}" \
+        -kernel "$PORTHOLE_OUT/$profile/hyp/porthole-hyp.bin" "${MODULE_ARGS[@]}" -no-reboot \
+        -serial "file:$base.console" -serial "file:$base.hyp" </dev/null || status=$?
+    while IFS= read -r line || [ -n "$line" ]; do
+        line=${line%$'\r'}
+        case "$line" in
+            'test '*' ... ok') printf '%s[%s] ... ok\n' "${line% ... ok}" "$label" ;;
+            'test '*' ... FAILED'*)
+                printf '%s[%s] ... FAILED%s\n' "${line%% ... FAILED*}" "$label" "${line#* ... FAILED}"
+                bad=yes
+                ;;
+            'done: '*) last=$line ;;
+        esac
+    done <"$base.console"
+    if [ -z "$last" ]; then
+        fail "hostile_host_ran_to_its_end[$label]" "$([ "$status" -eq 124 ] && echo "no end after $EL2_SECONDS s" || echo "QEMU status $status"), see $base.console and $base.hyp"
+    elif [ -z "$bad" ] && [[ "$last" != *' 0 failed' ]]; then
+        fail "hostile_host_ran_to_its_end[$label]" "$last"
+    else
+        pass "hostile_host_ran_to_its_end[$label]"
+    fi
+}
+
+tier_el2() {
+    local profile cpu
+    for profile in debug release; do
+        check "hypervisor_builds[$profile]" build_hyp "$profile"
+        check "hostile_host_builds[$profile]" build_hostile "$profile"
+    done
+    for profile in debug release; do
+        for cpu in "${EL2_CPUS[@]}"; do
+            say "el2: hostile host, $profile build, $cpu"
+            start_job "el2-$profile-${cpu%%,*}" hostile_run "$profile" "$cpu"
+        done
+    done
+    finish_jobs
+}

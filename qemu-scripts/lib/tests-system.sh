@@ -1,0 +1,51 @@
+# shellcheck shell=bash
+# The system tier: stock Debian on the real hypervisor. Each test is a function st_NAME in system-tests/*.sh.
+# A test passes if its function returns 0; what it prints is its log.
+
+# on_host OPTIONS... : run.sh with what was built once for all tests. The hypervisor's log goes beside the test's.
+on_host() {
+    "$PORTHOLE_ROOT/qemu-scripts/run.sh" --no-build --timeout "${ST_SECONDS:-180}" \
+        --hyp-log "$TEST_LOGS/${ST_NAME:-system}.hyp" "$@"
+}
+
+# expect TEXT PATTERN: fails, showing both, unless the extended regular expression is found.
+expect() {
+    grep -qE -- "$2" <<<"$1" && return 0
+    printf 'expected /%s/ in:\n%s\n' "$2" "$1" >&2
+    return 1
+}
+
+# one_system_test FUNCTION: result line for one function, as a job.
+one_system_test() {
+    local name=${1#st_} status=0
+    ST_NAME="system-$name"
+    (set -euo pipefail; "$1" >&2) || status=$?
+    if [ "$status" -eq 0 ]; then
+        pass "$name"
+    else
+        fail "$name" "status $status, see $TEST_LOGS/system-$name.log"
+    fi
+}
+
+# system_tests [PATTERN]: names of the functions, in the order of the files.
+system_tests() {
+    sed -n 's/^\(st_[a-z0-9_]*\)() *[({].*/\1/p' "$PORTHOLE_ROOT"/qemu-scripts/system-tests/*.sh
+}
+
+tier_system() {
+    local file name
+    check system_parts_build build_all release
+    make_initramfs "$PORTHOLE_OUT/initramfs.cpio" ||
+        { fail initramfs_builds >"$TEST_LOGS/initramfs.result"; tally "$TEST_LOGS/initramfs.result"; return 0; }
+    make_initramfs "$PORTHOLE_OUT/initramfs-bare.cpio" bare
+    for file in "$PORTHOLE_ROOT"/qemu-scripts/system-tests/*.sh; do
+        # shellcheck disable=SC1090
+        . "$file"
+    done
+    while IFS= read -r name; do
+        [[ "$name" =~ ${ST_ONLY:-.} ]] || continue
+        say "system: ${name#st_}"
+        start_job "system-${name#st_}" one_system_test "$name"
+    done < <(system_tests)
+    finish_jobs
+}

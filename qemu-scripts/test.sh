@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs the tests: `unit` on the build machine, `el2` with the hostile host under QEMU, `system` with Debian as host.
+set -euo pipefail
+# shellcheck source=qemu-scripts/lib/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+
+usage() {
+    cat <<'EOF'
+usage: qemu-scripts/test.sh [unit] [el2] [system]
+
+Without a name all three tiers run. Each test's result is a line of its own; the last line counts them, and the exit
+status is 0 only if none failed. Logs stay in target/test-logs.
+
+  ST_ONLY=REGEX   environment: only the system tests whose function name matches
+EOF
+}
+
+TIERS=()
+for arg in "$@"; do
+    case "$arg" in
+        unit | el2 | system) TIERS+=("$arg") ;;
+        -h | --help) usage; exit 0 ;;
+        *) die "unknown tier '$arg'; there are unit, el2 and system" 2 ;;
+    esac
+done
+[ "${#TIERS[@]}" -gt 0 ] || TIERS=(unit el2 system)
+
+"$PORTHOLE_ROOT/qemu-scripts/setup.sh"
+for part in build machine initramfs report tests-unit tests-el2 tests-system; do
+    # shellcheck disable=SC1090
+    . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
+done
+cd "$PORTHOLE_ROOT"
+mkdir -p "$TEST_LOGS" "$PORTHOLE_OUT"
+trap stop_jobs EXIT
+trap 'exit 130' INT TERM
+STARTED=$SECONDS
+for tier in "${TIERS[@]}"; do
+    "tier_$tier"
+done
+say "took $((SECONDS - STARTED)) s; logs in $TEST_LOGS"
+printf '%d passed, %d failed\n' "$PASSED" "$FAILED"
+[ "$FAILED" -eq 0 ] && [ "$PASSED" -gt 0 ]
