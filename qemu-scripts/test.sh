@@ -11,7 +11,9 @@ usage: qemu-scripts/test.sh [unit] [el2] [system]
 Without a name all three tiers run. Each test's result is a line of its own; the last line counts them, and the exit
 status is 0 only if none failed. Logs stay in target/test-logs.
 
-  ST_ONLY=REGEX   environment: only the system tests whose function name matches
+Environment, to run a part of a tier:
+  ST_ONLY=REGEX             system: tests whose function name matches
+  EL2_ONLY=release,cortex   el2: this build profile, or this profile and CPU model
 EOF
 }
 

@@ -40,11 +40,13 @@ hostile_run() {
 tier_el2() {
     local profile cpu
     for profile in debug release; do
+        [[ "${EL2_ONLY:-$profile}" = *"$profile"* ]] || continue
         check "hypervisor_builds[$profile]" build_hyp "$profile"
         check "hostile_host_builds[$profile]" build_hostile "$profile"
     done
     for profile in debug release; do
         for cpu in "${EL2_CPUS[@]}"; do
+            [[ "$profile,$cpu" = "${EL2_ONLY:-}"* ]] || continue
             say "el2: hostile host, $profile build, $cpu"
             start_job "el2-$profile-${cpu%%,*}" hostile_run "$profile" "$cpu"
         done

@@ -55,7 +55,6 @@ docs() {
 # unsafe_stays_home: the word as code, outside comments, only where it is allowed.
 unsafe_stays_home() {
     local found
-    cd "$PORTHOLE_ROOT"
     found=$(git ls-files -co --exclude-standard '*.rs' |
         { grep -Ev "$UNSAFE_ALLOWED" || true; } |
         xargs -r grep -HnE '(^|[^_[:alnum:]"])unsafe([^_[:alnum:]"]|$)' |
@@ -78,7 +77,6 @@ unsafe_is_forbidden() {
 }
 
 scripts_are_clean() {
-    cd "$PORTHOLE_ROOT"
     shellcheck -x -P . .ci/run qemu-scripts/*.sh qemu-scripts/lib/*.sh qemu-scripts/system-tests/*.sh
     shellcheck -s dash qemu-scripts/initramfs/init qemu-scripts/initramfs/porthole-demo
 }
