@@ -1,0 +1,72 @@
+//! A console behind a lock: the program gives a byte sink, `println!` works on every CPU.
+
+use core::fmt::{self, Write};
+
+use spin::Mutex;
+
+/// A UART that takes bytes at a fixed address.
+#[derive(Clone, Copy)]
+pub enum Uart {
+    /// Arm PL011 at this address.
+    Pl011(u64),
+    /// 16550 with byte registers at this address.
+    Ns16550(u64),
+}
+
+impl Uart {
+    fn put(self, byte: u8) {
+        // SAFETY: the program named this address as its UART; the registers are byte or word wide there
+        // and a write has no effect but sending.
+        unsafe {
+            match self {
+                Self::Pl011(base) => {
+                    while ((base + 0x18) as *const u32).read_volatile() & (1 << 5) != 0 {}
+                    (base as *mut u32).write_volatile(u32::from(byte));
+                }
+                Self::Ns16550(base) => {
+                    while ((base + 5) as *const u8).read_volatile() & (1 << 5) == 0 {}
+                    (base as *mut u8).write_volatile(byte);
+                }
+            }
+        }
+    }
+}
+
+impl Write for Uart {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for b in s.bytes() {
+            if b == b'\n' {
+                self.put(b'\r');
+            }
+            self.put(b);
+        }
+        Ok(())
+    }
+}
+
+static CONSOLE: Mutex<Option<Uart>> = Mutex::new(None);
+
+/// Chooses the console; before it nothing is printed.
+pub fn set(uart: Uart) {
+    *CONSOLE.lock() = Some(uart);
+}
+
+/// For `print!` and `println!`.
+pub fn print(args: fmt::Arguments<'_>) {
+    if let Some(uart) = CONSOLE.lock().as_mut() {
+        let _ = uart.write_fmt(args);
+    }
+}
+
+/// Prints to the console that [`set`] chose.
+#[macro_export]
+macro_rules! print {
+    ($($arg:tt)*) => { $crate::console::print(format_args!($($arg)*)) };
+}
+
+/// Prints a line.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::print!("\n") };
+    ($fmt:literal $($arg:tt)*) => { $crate::console::print(format_args!(concat!($fmt, "\n") $($arg)*)) };
+}
