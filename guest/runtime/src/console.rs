@@ -58,6 +58,11 @@ pub fn print(args: fmt::Arguments<'_>) {
     }
 }
 
+/// For `println!`: the line and its end under one lock.
+pub fn print_line(args: fmt::Arguments<'_>) {
+    print(format_args!("{args}\n"));
+}
+
 /// Prints to the console that [`set`] chose.
 #[macro_export]
 macro_rules! print {
@@ -68,5 +73,5 @@ macro_rules! print {
 #[macro_export]
 macro_rules! println {
     () => { $crate::print!("\n") };
-    ($fmt:literal $($arg:tt)*) => { $crate::console::print(format_args!(concat!($fmt, "\n") $($arg)*)) };
+    ($($arg:tt)*) => { $crate::console::print_line(format_args!($($arg)*)) };
 }
