@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Measures Porthole in instructions, on the machine and with the counting of the peer's figures (docs/benchmarks.md).
+# shellcheck disable=SC2034 # the parts of lib/bench-*.sh read these variables
+set -euo pipefail
+# shellcheck source=qemu-scripts/lib/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+
+usage() {
+    cat <<'EOF'
+usage: qemu-scripts/bench.sh [guest | boot] [--no-build]
+
+  guest   what operations of a bare-metal guest with 2 vCPUs cost (the default); target/bench/latest.json
+  boot    host instructions from kernel entry to the first process, against the same kernel bare at EL1;
+          target/bench/boot.json
+
+QEMU counts one nanosecond per instruction (-icount shift=0), so the figures repeat on any machine.
+EOF
+}
+
+WHAT=guest BUILD=yes
+while [ "$#" -gt 0 ]; do
+    case "$1" in
+        guest | boot) WHAT=$1 ;;
+        --no-build) BUILD='' ;;
+        -h | --help) usage; exit 0 ;;
+        *) die "unknown argument '$1'; see --help" 2 ;;
+    esac
+    shift
+done
+
+"$PORTHOLE_ROOT/qemu-scripts/setup.sh"
+for part in build machine initramfs batch bench-guest bench-boot; do
+    # shellcheck disable=SC1090
+    . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
+done
+
+# The peer's machine, counted.
+BENCH_CPU=cortex-a72 BENCH_SMP=2 BENCH_MEM=2G BENCH_SECONDS=900
+BENCH_COUNT=(-icount "shift=0,sleep=off")
+BENCH_OUT="$PORTHOLE_TARGET/bench"
+mkdir -p "$BENCH_OUT" "$PORTHOLE_OUT"
+RUN_DIR=$(mktemp -d "$PORTHOLE_OUT/run.XXXXXX")
+"bench_$WHAT"
+rm -rf "$RUN_DIR"
