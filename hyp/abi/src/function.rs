@@ -124,16 +124,15 @@ mod tests {
     #[test]
     fn ids_are_distinct_and_in_range() {
         let mut seen = [0u32; 64];
-        let mut n = 0;
-        for id in HostFunction::ALL
+        for (n, id) in HostFunction::ALL
             .iter()
             .map(|f| f.id())
             .chain(GuestFunction::ALL.iter().map(|f| f.id()))
+            .enumerate()
         {
             assert_eq!(id & RANGE_MASK, RANGE_FAST64);
             assert!(!seen[..n].contains(&id));
             seen[n] = id;
-            n += 1;
         }
     }
 
