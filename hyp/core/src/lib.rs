@@ -6,4 +6,10 @@
 
 pub mod addr;
 pub mod context;
+pub mod guest;
 pub mod hw;
+pub mod memory;
+pub mod regions;
+pub mod stage2;
+pub mod tracker;
+pub mod window;

@@ -1,0 +1,303 @@
+//! The page tracker: who owns each 4 KiB page of RAM, one `u32` a page, and how many pages each owner has.
+//! Which change of owner is legal is decided in `memory`; nothing here touches a table or a page.
+//! Invariant ([`Tracker::check`]): the counts equal a recount of the entries.
+
+use arrayvec::ArrayVec;
+use porthole_abi::{Error, PageOwner, VMS_MAX, WINDOWS_MAX};
+
+use crate::addr::{PhysAddr, PhysPages};
+use crate::hw::Vmid;
+
+/// Most ranges of RAM that a machine may have.
+pub const RAM_RANGES_MAX: usize = 8;
+/// Number of owner kinds, [`PageOwner::None`] included.
+const OWNERS: usize = PageOwner::ALL.len();
+
+/// Index of a VM, below [`VMS_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmSlot(u8);
+
+impl VmSlot {
+    /// The slot with this index, if there is one.
+    pub const fn new(index: usize) -> Option<Self> {
+        if index < VMS_MAX {
+            Some(Self(index as u8))
+        } else {
+            None
+        }
+    }
+
+    /// Its index.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The VMID that its translations are cached under.
+    pub const fn vmid(self) -> Vmid {
+        Vmid(self.0 as u16 + 1)
+    }
+}
+
+/// Index of a window in its VM, below [`WINDOWS_MAX`]. It is the window id of the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WindowSlot(u8);
+
+impl WindowSlot {
+    /// The slot with this index, if there is one.
+    pub const fn new(index: usize) -> Option<Self> {
+        if index < WINDOWS_MAX {
+            Some(Self(index as u8))
+        } else {
+            None
+        }
+    }
+
+    /// Its index.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What a page of RAM is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PageState {
+    /// The hypervisor's own, for ever.
+    Hyp,
+    /// The host's own, shared with nobody.
+    Host,
+    /// Private memory of a VM.
+    VmMemory(VmSlot),
+    /// Tables and vCPUs of a VM: EL2 alone reaches it.
+    VmMetadata(VmSlot),
+    /// The host's, shared with one VM through one of its windows.
+    Window(VmSlot, WindowSlot),
+    /// The host's, in use by a hardware table; neither donated nor shared.
+    Pinned,
+}
+
+impl PageState {
+    /// The owner as the ABI tells it.
+    pub const fn owner(self) -> PageOwner {
+        match self {
+            Self::Hyp => PageOwner::Hyp,
+            Self::Host => PageOwner::Host,
+            Self::VmMemory(_) => PageOwner::VmMemory,
+            Self::VmMetadata(_) => PageOwner::VmMetadata,
+            Self::Window(..) => PageOwner::Window,
+            Self::Pinned => PageOwner::Pinned,
+        }
+    }
+
+    /// The VM that has a share in the page.
+    pub const fn vm(self) -> Option<VmSlot> {
+        match self {
+            Self::VmMemory(vm) | Self::VmMetadata(vm) | Self::Window(vm, _) => Some(vm),
+            Self::Hyp | Self::Host | Self::Pinned => None,
+        }
+    }
+
+    /// Whether the host's stage 2 maps the page.
+    pub const fn host_reaches(self) -> bool {
+        matches!(self, Self::Host | Self::Window(..) | Self::Pinned)
+    }
+
+    /// Why a page in this state cannot be taken from the host; `Ok` for the host's own.
+    ///
+    /// # Errors
+    /// `NotHostOwned`, `PageIsWindow`, `PagePinned`.
+    pub const fn host_owned(self) -> Result<(), Error> {
+        match self {
+            Self::Host => Ok(()),
+            Self::Window(..) => Err(Error::PageIsWindow),
+            Self::Pinned => Err(Error::PagePinned),
+            Self::Hyp | Self::VmMemory(_) | Self::VmMetadata(_) => Err(Error::NotHostOwned),
+        }
+    }
+}
+
+/// A [`PageState`] in 32 bits: kind in 7:0, VM slot in 15:8, window slot in 23:16. All zeros, as memory
+/// comes, is [`PageState::Hyp`]: a page that was never entered is given to nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct PageEntry(u32);
+
+impl PageEntry {
+    const HYP: u32 = 0;
+    const HOST: u32 = 1;
+    const VM_MEMORY: u32 = 2;
+    const VM_METADATA: u32 = 3;
+    const WINDOW: u32 = 4;
+    const PINNED: u32 = 5;
+
+    /// Packs a state.
+    pub const fn pack(state: PageState) -> Self {
+        Self(match state {
+            PageState::Hyp => Self::HYP,
+            PageState::Host => Self::HOST,
+            PageState::VmMemory(vm) => Self::VM_MEMORY | (vm.0 as u32) << 8,
+            PageState::VmMetadata(vm) => Self::VM_METADATA | (vm.0 as u32) << 8,
+            PageState::Window(vm, window) => {
+                Self::WINDOW | (vm.0 as u32) << 8 | (window.0 as u32) << 16
+            }
+            PageState::Pinned => Self::PINNED,
+        })
+    }
+
+    /// The state packed in it. Bits that [`PageEntry::pack`] never writes read as `Hyp`.
+    pub const fn state(self) -> PageState {
+        let vm = VmSlot::new((self.0 >> 8 & 0xff) as usize);
+        let window = WindowSlot::new((self.0 >> 16 & 0xff) as usize);
+        match (self.0 & 0xff, vm, window) {
+            (Self::HOST, ..) => PageState::Host,
+            (Self::VM_MEMORY, Some(vm), _) => PageState::VmMemory(vm),
+            (Self::VM_METADATA, Some(vm), _) => PageState::VmMetadata(vm),
+            (Self::WINDOW, Some(vm), Some(window)) => PageState::Window(vm, window),
+            (Self::PINNED, ..) => PageState::Pinned,
+            _ => PageState::Hyp,
+        }
+    }
+}
+
+/// Where a range of RAM stands in the entries.
+#[derive(Clone, Copy, Debug)]
+struct RamRange {
+    pages: PhysPages,
+    first: usize,
+}
+
+/// The state of every page of RAM. Lives under the memory lock.
+#[derive(Debug)]
+pub struct Tracker<'t> {
+    entries: &'t mut [PageEntry],
+    ranges: ArrayVec<RamRange, RAM_RANGES_MAX>,
+    counts: [u64; OWNERS],
+    epoch: u64,
+}
+
+impl<'t> Tracker<'t> {
+    /// Tracks these ranges of RAM; every page starts as the hypervisor's.
+    ///
+    /// # Errors
+    /// `InvalidParameter` if ranges are not in ascending order without overlap; `TooLarge` if there are more
+    /// than [`RAM_RANGES_MAX`] or `entries` is too short; `Empty` without a range.
+    pub fn new(ram: &[PhysPages], entries: &'t mut [PageEntry]) -> Result<Self, Error> {
+        let mut ranges: ArrayVec<RamRange, RAM_RANGES_MAX> = ArrayVec::new();
+        let mut first = 0usize;
+        for pages in ram {
+            if ranges.last().is_some_and(|l| l.pages.end() > pages.start()) {
+                return Err(Error::InvalidParameter);
+            }
+            ranges
+                .try_push(RamRange {
+                    pages: *pages,
+                    first,
+                })
+                .map_err(|_| Error::TooLarge)?;
+            first = usize::try_from(pages.count())
+                .ok()
+                .and_then(|count| first.checked_add(count))
+                .ok_or(Error::TooLarge)?;
+        }
+        if first == 0 {
+            return Err(Error::Empty);
+        }
+        let entries = entries.get_mut(..first).ok_or(Error::TooLarge)?;
+        entries.fill(PageEntry::pack(PageState::Hyp));
+        let mut counts = [0; OWNERS];
+        counts[PageOwner::Hyp as usize] = first as u64;
+        Ok(Self {
+            entries,
+            ranges,
+            counts,
+            epoch: 0,
+        })
+    }
+
+    /// Number of pages tracked.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Never: a tracker without RAM is not built.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn index(&self, pa: PhysAddr) -> Option<usize> {
+        let range = self.ranges.iter().find(|r| r.pages.contains(pa))?;
+        let offset = pa.frame() - range.pages.start().frame();
+        Some(range.first + offset as usize)
+    }
+
+    /// First address of the page with this index in the entries, for walks over all RAM in order.
+    pub fn page_at(&self, index: usize) -> Option<PhysAddr> {
+        let range = self
+            .ranges
+            .iter()
+            .rev()
+            .find(|r| r.first <= index)
+            .filter(|_| index < self.entries.len())?;
+        range
+            .pages
+            .start()
+            .checked_add((index - range.first) as u64 * porthole_abi::PAGE_SIZE)
+    }
+
+    /// State of the page that holds `pa`; `None` if it is not RAM.
+    pub fn state(&self, pa: PhysAddr) -> Option<PageState> {
+        self.index(pa).map(|i| self.entries[i].state())
+    }
+
+    /// State of a page.
+    ///
+    /// # Errors
+    /// `NotRam`.
+    pub fn ram(&self, pa: PhysAddr) -> Result<PageState, Error> {
+        self.state(pa).ok_or(Error::NotRam)
+    }
+
+    /// Asks `check` about the state of every page of a range, in order.
+    ///
+    /// # Errors
+    /// `NotRam` if a page is not RAM, else what `check` refused first.
+    pub fn check_range(
+        &self,
+        pages: &PhysPages,
+        mut check: impl FnMut(PageState) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        pages.iter().try_for_each(|pa| check(self.ram(pa)?))
+    }
+
+    /// Gives every page of a range, which must be RAM, a new state. One step of the epoch.
+    pub(crate) fn set_range(&mut self, pages: &PhysPages, state: PageState) {
+        for pa in pages.iter() {
+            let Some(index) = self.index(pa) else {
+                debug_assert!(false, "only checked RAM changes hands");
+                continue;
+            };
+            let old = core::mem::replace(&mut self.entries[index], PageEntry::pack(state));
+            self.counts[old.state().owner() as usize] -= 1;
+            self.counts[state.owner() as usize] += 1;
+        }
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// Pages of RAM of this owner.
+    pub fn count(&self, owner: PageOwner) -> u64 {
+        self.counts[owner as usize]
+    }
+
+    /// Grows with every change.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether the counts are right: the invariant of this module, for tests.
+    pub fn check(&self) -> bool {
+        let mut counts = [0; OWNERS];
+        for entry in self.entries.iter() {
+            counts[entry.state().owner() as usize] += 1;
+        }
+        counts == self.counts
+    }
+}
