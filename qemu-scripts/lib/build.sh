@@ -83,10 +83,18 @@ build_driver() {
     build_module "$PORTHOLE_ROOT/host-shim/driver"
 }
 
+# build_attack: the module and the program with which the demo and the tests play a hostile root.
+build_attack() {
+    build_module "$PORTHOLE_ROOT/qemu-scripts/attack"
+    aarch64-linux-gnu-gcc -O2 -Wall -Werror -static -o "$PORTHOLE_OUT/release/touch_page" \
+        "$PORTHOLE_ROOT/qemu-scripts/attack/touch_page.c" || die "touch_page.c does not build"
+}
+
 # build_all PROFILE: what run.sh boots. PROFILE is the hypervisor's; the rest is always release.
 build_all() {
     build_hyp "$1"
     build_payloads
     build_vmm
     build_driver
+    build_attack
 }

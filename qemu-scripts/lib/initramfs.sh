@@ -13,7 +13,7 @@ make_initramfs() {
     cp "$PORTHOLE_ROOT/qemu-scripts/initramfs/banner" "$root/etc/banner"
     if [ "$kind" = full ]; then
         cp "$PORTHOLE_OUT/release/porthole" "$root/usr/bin/porthole"
-        cp "$PORTHOLE_ROOT/qemu-scripts/initramfs/porthole-demo" "$root/usr/bin/"
+        cp "$PORTHOLE_ROOT/qemu-scripts/initramfs/porthole-demo" "$PORTHOLE_OUT/release/touch_page" "$root/usr/bin/"
         cp "$PORTHOLE_OUT"/release/*.ko "$PORTHOLE_OUT"/release/payload/*.bin "$root/lib/porthole/"
     fi
     chmod -R u+rwX,go+rX "$root"
