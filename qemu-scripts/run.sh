@@ -21,6 +21,7 @@ The first serial port is the host's console; the hypervisor's own log goes to a 
   --hyp-args ARGS   the hypervisor's command line
   --hyp-log FILE    where the hypervisor's log goes; `-` is standard error (default target/porthole/hyp.log)
   --bare            no hypervisor: the same kernel and userland straight at EL1
+  --initrd FILE     another userland for the host
   --gdb             wait for a debugger on port 1234
   --trace[=FLAGS]   QEMU's trace (-d FLAGS, default int,guest_errors) into target/porthole/trace.log
   --timeout S       end a batch run after S seconds with status 124 (default 600)
@@ -31,7 +32,7 @@ EOF
 }
 
 CPU=cortex-a72 SMP=2 MEM=2G PROFILE=release APPEND='' HYP_ARGS='' HYP_LOG='' BATCH='' MODE=shell BARE=''
-SHOW=command SECONDS_MAX=600 BUILD=yes EXTRA=()
+SHOW=command SECONDS_MAX=600 BUILD=yes INITRD='' EXTRA=()
 
 need() { [ "$#" -ge 2 ] || die "$1 wants a value; see --help" 2; }
 
@@ -47,6 +48,7 @@ while [ "$#" -gt 0 ]; do
         --hyp-args) need "$@"; HYP_ARGS=$2; shift ;;
         --hyp-log) need "$@"; HYP_LOG=$2; shift ;;
         --bare) BARE=yes ;;
+        --initrd) need "$@"; INITRD=$2; shift ;;
         --gdb) EXTRA+=(-s -S); GDB=yes ;;
         --trace) TRACE=int,guest_errors ;;
         --trace=*) TRACE=${1#*=} ;;
@@ -73,11 +75,12 @@ done
 
 mkdir -p "$PORTHOLE_OUT"
 RUN_DIR=$(mktemp -d "$PORTHOLE_OUT/run.XXXXXX")
-INITRD="$PORTHOLE_OUT/initramfs${BARE:+-bare}.cpio"
 if [ -n "$BUILD" ]; then
     [ -n "$BARE" ] || build_all "$PROFILE"
-    make_initramfs "$INITRD" "${BARE:+bare}"
+    make_initramfs "$PORTHOLE_OUT/initramfs${BARE:+-bare}.cpio" "${BARE:+bare}"
 fi
+INITRD=${INITRD:-$PORTHOLE_OUT/initramfs${BARE:+-bare}.cpio}
+[ -r "$INITRD" ] || die "missing initramfs $INITRD; run without --no-build"
 
 # The console's level keeps a batch run's output its own; `dmesg` on the host still has everything.
 BOOTARGS="console=ttyAMA0 panic=-1"
