@@ -104,6 +104,7 @@ runtime_secondary:
     ldp     x1, x2, [x19, #8]
     ldp     x3, x4, [x19, #24]
     msr     ttbr0_el1, x1
+    msr     ttbr1_el1, x1
     msr     tcr_el1, x2
     msr     mair_el1, x3
     isb

@@ -1,5 +1,5 @@
 //! Stage 1 of the program: an identity map in 4 KiB, 2 MiB and 1 GiB entries, 39-bit addresses,
-//! one TTBR0 for all CPUs. Tables come from a fixed array in the Image.
+//! one root for TTBR0, TTBR1 and all CPUs. Tables come from a fixed array in the Image.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -24,8 +24,12 @@ const TABLE: u64 = 1 << 1;
 const AF: u64 = 1 << 10;
 const INNER: u64 = 3 << 8;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
-// T0SZ 25, write-back inner-shareable walks, TTBR1 walks off (EPD1), IPS 40 bits.
-const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32;
+// T0SZ and T1SZ 25, 4 KiB granules, write-back inner-shareable walks, IPS 40 bits.
+const TCR: u64 =
+    25 | 1 << 8 | 1 << 10 | 3 << 12 | 25 << 16 | 1 << 24 | 1 << 26 | 3 << 28 | 2 << 30 | 2 << 32;
+
+/// The same map stands in the upper half too, through TTBR1: address `KERNEL_BASE | va`.
+pub const KERNEL_BASE: u64 = 0xffff_ff80_0000_0000;
 
 #[repr(C, align(4096))]
 struct Table([AtomicU64; 512]);
@@ -134,6 +138,7 @@ pub fn enable() {
     write_reg!("mair_el1", mair);
     write_reg!("tcr_el1", tcr);
     write_reg!("ttbr0_el1", ttbr);
+    write_reg!("ttbr1_el1", ttbr);
     flush();
     write_reg!("sctlr_el1", sctlr | 1 | 1 << 2 | 1 << 12);
 }

@@ -146,6 +146,79 @@ probe!(
     execute, "runtime_probe_exec"
 );
 
+global_asm!(
+    r#"
+    .section .text.runtime_el0, "ax"
+    // x0: instruction's argument, x1: address of EL0 code. Comes back through an exception from EL0.
+    .global runtime_el0_enter
+runtime_el0_enter:
+    msr     elr_el1, x1
+    mov     x2, #0x3c0
+    msr     spsr_el1, x2
+    isb
+    eret
+    .global runtime_el0_leave
+runtime_el0_leave:
+    ret
+
+    // What runs at EL0, one routine a page-relative offset apart.
+    .balign 64
+    .global runtime_el0_code
+runtime_el0_code:
+    ldr     x0, [x0]
+    svc     #0
+    .balign 16
+    str     x0, [x0]
+    svc     #0
+    .balign 16
+    hvc     #0
+    svc     #0
+    .balign 16
+    smc     #0
+    svc     #0
+"#
+);
+
+unsafe extern "C" {
+    static runtime_el0_leave: u8;
+    static runtime_el0_code: u8;
+}
+
+/// What EL0 is to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum El0 {
+    /// Read 64 bits at the address given.
+    Read = 0,
+    /// Write 64 bits there.
+    Write = 1,
+    /// `HVC #0`.
+    Hvc = 2,
+    /// `SMC #0`.
+    Smc = 3,
+}
+
+/// Runs one instruction at EL0. `user_offset` is what to add to an address of this Image to find it mapped
+/// for EL0 (see [`crate::mmu::Attr::User`]).
+///
+/// # Errors
+/// The exception it caused.
+pub fn at_el0(what: El0, user_offset: u64, addr: u64) -> Result<u64, Fault> {
+    let code = (&raw const runtime_el0_code) as u64 + what as u64 * 16 + user_offset;
+    let (x0, x1, x2): (u64, u64, u64);
+    // SAFETY: EL0 runs one instruction and comes back by SVC or a fault (`fixup`), to the RET behind the
+    // entry; it changes x0 to x2 only.
+    unsafe {
+        asm!("bl runtime_el0_enter", inout("x0") addr => x0, inout("x1") code => x1, out("x2") x2,
+            out("x30") _, clobber_abi("C"));
+    }
+    if x2 == 0 {
+        Ok(x0)
+    } else {
+        Err(Fault { esr: x0, far: x1 })
+    }
+}
+
 /// AT S12E1R where available to EL1 is AT S1E1R: PAR_EL1 of a stage-1 translation, read side.
 pub fn translate(addr: u64) -> u64 {
     // SAFETY: an address translation changes PAR_EL1 only.
@@ -159,6 +232,16 @@ pub(crate) fn fixup(frame: &mut Frame) -> bool {
     let exec = (&raw const runtime_probe_exec) as u64;
     let end = (&raw const runtime_probe_end) as u64;
     let fault = (frame.esr, frame.far);
+    if frame.vector == 8 {
+        let svc = frame.class() == 0x15;
+        frame.pc = (&raw const runtime_el0_leave) as u64;
+        frame.pstate = 0x3c5;
+        frame.x[2] = u64::from(!svc);
+        if !svc {
+            (frame.x[0], frame.x[1]) = fault;
+        }
+        return true;
+    }
     if (start..end).contains(&frame.pc) && frame.pc < exec {
         frame.pc = frame.x[30];
     } else if frame.x[30] >= exec

@@ -1,0 +1,206 @@
+//! a01: the host touches what is not its own.
+
+use porthole_abi::{PAGE_SIZE, PageOwner};
+use porthole_runtime::mmu::{self, Attr, KERNEL_BASE};
+use porthole_runtime::probe::{self, El0, Fault};
+use porthole_runtime::read_reg;
+
+use crate::arena;
+use crate::harness::Failure;
+use crate::hyp::owner;
+use crate::puppet::{self, insn};
+use crate::vm::{self, RAM, Vm};
+use crate::{check, check_eq, ok, tests};
+
+tests![
+    a01_host_accesses_to_guest_page_abort,
+    a01_host_accesses_to_metadata_page_abort,
+    a01_host_accesses_to_hypervisor_pages_abort,
+    a01_host_kernel_address_gets_translation_fault,
+    a01_host_el0_gets_external_abort,
+    a01_host_page_table_walk_through_guest_page_aborts,
+    a01_address_translation_shows_no_content,
+    a01_guest_content_is_unharmed_by_host_writes,
+    a01_every_hypervisor_page_is_out_of_reach,
+];
+
+/// Where the tests map an alias for EL0.
+pub const USER_OFFSET: u64 = 0x10_0000_0000;
+
+fn has_lse() -> bool {
+    (read_reg!("id_aa64isar0_el1") >> 20) & 0xf != 0
+}
+
+fn refused(r: Result<u64, Fault>) -> bool {
+    matches!(r, Err(f) if f.is_external())
+}
+
+/// Every kind of access through a TTBR0 address.
+fn all_accesses_refused(pa: u64) -> Result<(), Failure> {
+    for at in [pa, pa + 8, pa + PAGE_SIZE - 8] {
+        check!(refused(probe::read(at, 0)));
+        check!(refused(probe::read8(at, 0)));
+        check!(refused(probe::write(at, 0x4141)));
+        check!(refused(probe::load_exclusive(at, 0)));
+        check!(
+            refused(probe::read_unprivileged(at, 0)) || probe::read_unprivileged(at, 0).is_err()
+        );
+        check!(refused(probe::zero_line(at & !63, 0)));
+        if has_lse() {
+            check!(refused(probe::atomic_add(at, 1)));
+        }
+        check!(refused(probe::execute(at, 0)));
+        // Cache maintenance may be done without an access (QEMU) or abort; it must not harm.
+        let _ = probe::clean_invalidate(at, 0);
+        let _ = probe::invalidate(at, 0);
+        let _ = probe::invalidate_instruction(at, 0);
+    }
+    Ok(())
+}
+
+fn a01_host_accesses_to_guest_page_abort() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    arena::poke(page, 0x1111);
+    ok!(vm.donate(page, RAM + 0x10_0000, 1, 0));
+    check_eq!(owner(page), PageOwner::VmMemory);
+    all_accesses_refused(page)?;
+    ok!(vm.destroy());
+    check_eq!(probe::read(page, 0), Ok(0));
+    Ok(())
+}
+
+fn a01_host_accesses_to_metadata_page_abort() -> Result<(), Failure> {
+    let config = vm::config(1);
+    let vm = ok!(vm::create(&config));
+    ok!(vm.create_vcpu(0));
+    for i in 0..config.meta_pages {
+        let page = config.meta_pa + i * PAGE_SIZE;
+        check_eq!(owner(page), PageOwner::VmMetadata);
+        all_accesses_refused(page)?;
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a01_host_accesses_to_hypervisor_pages_abort() -> Result<(), Failure> {
+    let page = (arena::RAM_BASE..arena::ram_end())
+        .step_by(PAGE_SIZE as usize)
+        .find(|p| owner(*p) == PageOwner::Hyp);
+    check!(page.is_some());
+    all_accesses_refused(page.unwrap_or(0))
+}
+
+fn a01_every_hypervisor_page_is_out_of_reach() -> Result<(), Failure> {
+    let mut pages = 0;
+    for page in (arena::RAM_BASE..arena::ram_end()).step_by(PAGE_SIZE as usize) {
+        if owner(page) == PageOwner::Hyp {
+            check!(refused(probe::read(page, 0)));
+            check!(refused(probe::write(page, 0)));
+            pages += 1;
+        }
+    }
+    check!(pages > 16);
+    Ok(())
+}
+
+fn a01_host_kernel_address_gets_translation_fault() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    check_eq!(probe::read(KERNEL_BASE | page, 0), Ok(0));
+    ok!(vm.donate(page, RAM + 0x10_0000, 1, 0));
+    for r in [
+        probe::read(KERNEL_BASE | page, 0),
+        probe::write(KERNEL_BASE | page, 1),
+        probe::execute(KERNEL_BASE | page, 0),
+    ] {
+        check!(matches!(r, Err(f) if f.is_translation() && f.far == KERNEL_BASE | page));
+    }
+    // The syndrome tells reads from writes, as a fault of the host's own tables would.
+    let write = probe::write(KERNEL_BASE | page, 1)
+        .err()
+        .map(|f| f.esr >> 6 & 1);
+    let read = probe::read(KERNEL_BASE | page, 0)
+        .err()
+        .map(|f| f.esr >> 6 & 1);
+    check_eq!((write, read), (Some(1), Some(0)));
+    ok!(vm.destroy());
+    check_eq!(probe::read(KERNEL_BASE | page, 0), Ok(0));
+    Ok(())
+}
+
+fn a01_host_el0_gets_external_abort() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    mmu::map(USER_OFFSET + (1 << 30), 1 << 30, 1 << 30, Attr::User);
+    arena::poke(page, 0x77);
+    check_eq!(
+        probe::at_el0(El0::Read, USER_OFFSET, page + USER_OFFSET),
+        Ok(0x77)
+    );
+    ok!(vm.donate(page, RAM + 0x10_0000, 1, 0));
+    check!(refused(probe::at_el0(
+        El0::Read,
+        USER_OFFSET,
+        page + USER_OFFSET
+    )));
+    check!(refused(probe::at_el0(
+        El0::Write,
+        USER_OFFSET,
+        page + USER_OFFSET
+    )));
+    ok!(vm.destroy());
+    check_eq!(
+        probe::at_el0(El0::Read, USER_OFFSET, page + USER_OFFSET),
+        Ok(0)
+    );
+    Ok(())
+}
+
+fn a01_host_page_table_walk_through_guest_page_aborts() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let table = arena::page();
+    // A level-2 table that maps a 2 MiB block of ours, hung into the program's own root.
+    arena::poke(table, (arena::RAM_BASE) | 0x705 | 3 << 8 | 1);
+    let slot = mmu::root() + 0x1ff * 8;
+    let va = 0x1ffu64 << 30;
+    arena::poke(slot, table | 3);
+    mmu::flush();
+    ok!(vm.donate(table, RAM + 0x10_0000, 1, 0));
+    mmu::flush();
+    let r = probe::read(va, 0);
+    arena::poke(slot, 0);
+    mmu::flush();
+    check!(matches!(r, Err(f) if f.is_external() || f.is_translation()));
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a01_address_translation_shows_no_content() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    ok!(vm.donate(page, RAM + 0x10_0000, 1, 0));
+    // A stage-1 translation of an identity map tells the host what it knows: its own address.
+    let par = probe::translate(page);
+    check!(par & 1 == 1 || par & 0x0000_ffff_ffff_f000 == page);
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a01_guest_content_is_unharmed_by_host_writes() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    let ipa = RAM + 0x10_0000;
+    ok!(vm.donate(page, ipa, 1, 0));
+    let secret = 0x5ec2_e75e_c2e7;
+    ok!(vm.pull(0, insn::STORE, [ipa, secret, 0, 0, 0, 0]));
+    let _ = probe::write(page, 0);
+    let _ = probe::zero_line(page, 0);
+    let _ = probe::invalidate(page, 0);
+    let _ = probe::write(KERNEL_BASE | page, 0);
+    let report = ok!(vm.pull(0, insn::LOAD, [ipa, 0, 0, 0, 0, 0]));
+    check_eq!((report.x[0], report.esr), (secret, 0));
+    let _ = puppet::FREE;
+    ok!(vm.destroy());
+    Ok(())
+}

@@ -1,0 +1,571 @@
+//! a02 to a06, a09: ranges, transitions and handles that do not hold.
+
+use porthole_abi::{DONATE_PAGES_MAX, Error, HostFunction, PAGE_SIZE, PageOwner, StatKind};
+use porthole_runtime::probe;
+
+use crate::harness::Failure;
+use crate::hyp::{call, owner, owners, stat};
+use crate::puppet::insn;
+use crate::vm::{self, APERTURE, RAM, RAM_SIZE, Vm};
+use crate::{arena, check, check_eq, ok, tests};
+
+tests![
+    a02_donate_range_arithmetic,
+    a02_donate_partly_mmio_or_past_ram,
+    a02_donate_with_only_last_page_bad,
+    a02_reclaim_range_arithmetic,
+    a02_metadata_range_arithmetic,
+    a03_donate_twice,
+    a03_donate_to_two_vms,
+    a03_donate_window_page,
+    a03_donate_hypervisor_mmio_and_holes,
+    a03_donate_metadata_page_as_memory,
+    a04_donate_at_mapped_ipa,
+    a04_donate_outside_ram_regions,
+    a05_reclaim_from_live_vm,
+    a05_reclaim_what_is_not_the_vms,
+    a05_reclaim_twice,
+    a05_reclaimed_page_is_zero,
+    a05_destroy_with_pages_left,
+    a06_no_metadata_leaves_range_as_it_was,
+    a06_no_host_tables_leaves_range_as_it_was,
+    a06_half_mapped_range_leaves_all_as_it_was,
+    a09_metadata_too_small,
+    a09_metadata_not_host_owned,
+    a09_metadata_reused_while_vm_lives,
+    a09_stale_and_forged_handles,
+    a09_handle_of_reused_slot_is_another,
+];
+
+const IPA: u64 = RAM + 0x20_0000;
+
+/// The call must fail with `error`, and no page may have changed hands.
+fn refused(function: HostFunction, args: &[u64], error: Error) -> Result<(), Failure> {
+    let before = (owners(), stat(StatKind::Epoch, 0));
+    check_eq!(call(function, args), Err(error));
+    check_eq!((owners(), stat(StatKind::Epoch, 0)), before);
+    Ok(())
+}
+
+fn a02_donate_range_arithmetic() -> Result<(), Failure> {
+    use HostFunction::VmDonate;
+    let vm = Vm::puppet(1);
+    let (h, page) = (vm.handle, arena::pages(4, PAGE_SIZE));
+    let top = 0u64.wrapping_sub(PAGE_SIZE);
+    for (pa, ipa, pages, error) in [
+        (page, IPA, 0, Error::Empty),
+        (page + 1, IPA, 1, Error::Unaligned),
+        (page + 0x800, IPA, 1, Error::Unaligned),
+        (page, IPA + 8, 1, Error::Unaligned),
+        (page, IPA, DONATE_PAGES_MAX + 1, Error::TooLarge),
+        (page, IPA, u64::MAX, Error::TooLarge),
+        (page, IPA, 1 << 52, Error::TooLarge),
+        (page, IPA, 1 << 63, Error::TooLarge),
+        (top, IPA, 1, Error::Overflow),
+        (top, IPA, 2, Error::Overflow),
+        (page, top, 2, Error::Overflow),
+        (1 << 52, IPA, 1, Error::NotRam),
+        (1 << 63, IPA, 1, Error::NotRam),
+    ] {
+        refused(VmDonate, &[h, pa, ipa, pages, 0], error)?;
+    }
+    for flags in [2, 1 << 63, u64::MAX] {
+        let r = call(VmDonate, &[h, page, IPA, 1, flags]);
+        check!(matches!(r, Err(Error::ReservedNonZero)));
+    }
+    // With content, after finalize.
+    refused(VmDonate, &[h, page, IPA, 1, 1], Error::BadState)?;
+    check_eq!(owner(page), PageOwner::Host);
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a02_donate_partly_mmio_or_past_ram() -> Result<(), Failure> {
+    use HostFunction::VmDonate;
+    let vm = Vm::puppet(1);
+    let end = arena::ram_end();
+    refused(
+        VmDonate,
+        &[vm.handle, end - PAGE_SIZE, IPA, 2, 0],
+        Error::NotRam,
+    )?;
+    refused(VmDonate, &[vm.handle, end, IPA, 1, 0], Error::NotRam)?;
+    let r = call(
+        VmDonate,
+        &[vm.handle, arena::RAM_BASE - PAGE_SIZE, IPA, 2, 0],
+    );
+    check_eq!(r, Err(Error::NotRam));
+    check!(probe::read(end - PAGE_SIZE, 0).is_ok());
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a02_donate_with_only_last_page_bad() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let run = arena::pages(8, PAGE_SIZE);
+    let last = run + 7 * PAGE_SIZE;
+    ok!(vm.donate(last, IPA + 0x10_0000, 1, 0));
+    refused(
+        HostFunction::VmDonate,
+        &[vm.handle, run, IPA, 8, 0],
+        Error::NotHostOwned,
+    )?;
+    for i in 0..7 {
+        check_eq!(owner(run + i * PAGE_SIZE), PageOwner::Host);
+        check!(probe::write(run + i * PAGE_SIZE, 1).is_ok());
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a02_reclaim_range_arithmetic() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    ok!(vm.donate(page, IPA, 1, 0));
+    ok!(vm.teardown());
+    let top = 0u64.wrapping_sub(PAGE_SIZE);
+    for (pa, pages, error) in [
+        (page, 0, Error::Empty),
+        (page + 1, 1, Error::Unaligned),
+        (page, u64::MAX, Error::TooLarge),
+        (page, DONATE_PAGES_MAX + 1, Error::TooLarge),
+        (top, 1, Error::Overflow),
+        (arena::ram_end(), 1, Error::NotRam),
+    ] {
+        refused(HostFunction::VmReclaim, &[vm.handle, pa, pages], error)?;
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a02_metadata_range_arithmetic() -> Result<(), Failure> {
+    let vm = Vm::puppet(1);
+    let page = arena::page();
+    let top = 0u64.wrapping_sub(PAGE_SIZE);
+    for (pa, pages, error) in [
+        (page, 0, Error::Empty),
+        (page + 4, 1, Error::Unaligned),
+        (page, u64::MAX, Error::TooLarge),
+        (top, 1, Error::Overflow),
+        (arena::ram_end(), 1, Error::NotRam),
+        (0x0900_0000, 1, Error::NotRam),
+    ] {
+        refused(HostFunction::VmDonateMeta, &[vm.handle, pa, pages], error)?;
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a03_donate_twice() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    ok!(vm.donate(page, IPA, 1, 0));
+    refused(
+        HostFunction::VmDonate,
+        &[vm.handle, page, IPA + PAGE_SIZE, 1, 0],
+        Error::NotHostOwned,
+    )?;
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a03_donate_to_two_vms() -> Result<(), Failure> {
+    let mut one = Vm::puppet(1);
+    let two = Vm::puppet(1);
+    let page = arena::page();
+    ok!(one.donate(page, IPA, 1, 0));
+    refused(
+        HostFunction::VmDonate,
+        &[two.handle, page, IPA, 1, 0],
+        Error::NotHostOwned,
+    )?;
+    let secret = 0x1234_5678;
+    ok!(one.pull(0, insn::STORE, [IPA, secret, 0, 0, 0, 0]));
+    // The other guest finds no page there.
+    let exit = two.pull(0, insn::LOAD, [IPA, 0, 0, 0, 0, 0]);
+    check!(matches!(exit, Err(e) if e.kind == porthole_abi::ExitKind::RamFault && e.p[0] == IPA));
+    ok!(two.destroy());
+    ok!(one.destroy());
+    Ok(())
+}
+
+fn a03_donate_window_page() -> Result<(), Failure> {
+    let vm = Vm::puppet(1);
+    let other = Vm::puppet(1);
+    let pages = arena::pages(2, PAGE_SIZE);
+    ok!(vm::register(&vm::window(&vm, APERTURE, pages, 2)));
+    for h in [vm.handle, other.handle] {
+        refused(
+            HostFunction::VmDonate,
+            &[h, pages, IPA, 1, 0],
+            Error::PageIsWindow,
+        )?;
+        refused(
+            HostFunction::VmDonateMeta,
+            &[h, pages + PAGE_SIZE, 1],
+            Error::PageIsWindow,
+        )?;
+    }
+    ok!(vm.destroy());
+    ok!(other.destroy());
+    Ok(())
+}
+
+fn a03_donate_hypervisor_mmio_and_holes() -> Result<(), Failure> {
+    let vm = Vm::puppet(1);
+    let hyp = (arena::RAM_BASE..arena::ram_end())
+        .step_by(PAGE_SIZE as usize)
+        .find(|p| owner(*p) == PageOwner::Hyp)
+        .unwrap_or(0);
+    for (pa, error) in [
+        (hyp, Error::NotHostOwned),
+        (0x0900_0000, Error::NotRam),
+        (0x0800_0000, Error::NotRam),
+        (0, Error::NotRam),
+        (0x3f00_0000, Error::NotRam),
+        (0x40_1000_0000, Error::NotRam),
+    ] {
+        refused(HostFunction::VmDonate, &[vm.handle, pa, IPA, 1, 0], error)?;
+        refused(HostFunction::VmDonateMeta, &[vm.handle, pa, 1], error)?;
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a03_donate_metadata_page_as_memory() -> Result<(), Failure> {
+    let config = vm::config(1);
+    let vm = ok!(vm::create(&config));
+    for i in [0, config.meta_pages - 1] {
+        refused(
+            HostFunction::VmDonate,
+            &[vm.handle, config.meta_pa + i * PAGE_SIZE, IPA, 1, 0],
+            Error::NotHostOwned,
+        )?;
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a04_donate_at_mapped_ipa() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::pages(8, PAGE_SIZE);
+    ok!(vm.donate(page, IPA, 1, 0));
+    let next = page + PAGE_SIZE;
+    for (ipa, pages) in [
+        (IPA, 1),
+        (IPA - PAGE_SIZE, 2),
+        (IPA - 6 * PAGE_SIZE, 7),
+        (RAM, 1),
+    ] {
+        refused(
+            HostFunction::VmDonate,
+            &[vm.handle, next, ipa, pages, 0],
+            Error::AlreadyMapped,
+        )?;
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a04_donate_outside_ram_regions() -> Result<(), Failure> {
+    let vm = Vm::puppet(1);
+    let page = arena::pages(2, PAGE_SIZE);
+    for (ipa, pages) in [
+        (RAM - PAGE_SIZE, 1),
+        (RAM - PAGE_SIZE, 2),
+        (RAM + RAM_SIZE, 1),
+        (RAM + RAM_SIZE - PAGE_SIZE, 2),
+        (APERTURE, 1),
+        (0, 1),
+        (vm::GICD, 1),
+        (1 << 36, 1),
+        (1 << 47, 1),
+        (1 << 63, 1),
+    ] {
+        refused(
+            HostFunction::VmDonate,
+            &[vm.handle, page, ipa, pages, 0],
+            Error::OutsideRegion,
+        )?;
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a05_reclaim_from_live_vm() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    ok!(vm.donate(page, IPA, 1, 0));
+    refused(
+        HostFunction::VmReclaim,
+        &[vm.handle, page, 1],
+        Error::BadState,
+    )?;
+    ok!(vm.pull(0, insn::STORE, [IPA, 1, 0, 0, 0, 0]));
+    refused(
+        HostFunction::VmReclaim,
+        &[vm.handle, page, 1],
+        Error::BadState,
+    )?;
+    refused(HostFunction::VmDestroy, &[vm.handle], Error::BadState)?;
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a05_reclaim_what_is_not_the_vms() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let mut other = Vm::puppet(1);
+    let pages = arena::pages(3, PAGE_SIZE);
+    let (mine, foreign, host) = (pages, pages + PAGE_SIZE, pages + 2 * PAGE_SIZE);
+    ok!(vm.donate(mine, IPA, 1, 0));
+    ok!(other.donate(foreign, IPA, 1, 0));
+    ok!(vm.teardown());
+    let hyp = arena::RAM_BASE;
+    for (pa, count) in [(foreign, 1), (host, 1), (mine, 2), (hyp, 1)] {
+        refused(
+            HostFunction::VmReclaim,
+            &[vm.handle, pa, count],
+            Error::NotVmOwned,
+        )?;
+    }
+    check_eq!(owner(mine), PageOwner::VmMemory);
+    check_eq!(owner(foreign), PageOwner::VmMemory);
+    ok!(vm.destroy());
+    ok!(other.destroy());
+    Ok(())
+}
+
+fn a05_reclaim_twice() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    ok!(call(HostFunction::VmDonate, &[vm.handle, page, IPA, 1, 0]));
+    let keep = arena::page();
+    ok!(vm.donate(keep, IPA + PAGE_SIZE, 1, 0));
+    ok!(vm.teardown());
+    ok!(vm.reclaim(page, 1));
+    refused(
+        HostFunction::VmReclaim,
+        &[vm.handle, page, 1],
+        Error::NotVmOwned,
+    )?;
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a05_reclaimed_page_is_zero() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    ok!(vm.donate(page, IPA, 1, 0));
+    for i in 0..PAGE_SIZE / 64 {
+        ok!(vm.pull(0, insn::STORE, [IPA + i * 64, !i, 0, 0, 0, 0]));
+    }
+    ok!(vm.teardown());
+    // Torn down is not yet given back.
+    check!(probe::read(page, 0).is_err());
+    ok!(vm.destroy());
+    for at in (page..page + PAGE_SIZE).step_by(8) {
+        check_eq!(arena::peek(at), 0);
+    }
+    Ok(())
+}
+
+fn a05_destroy_with_pages_left() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let page = arena::page();
+    ok!(vm.donate(page, IPA, 1, 0));
+    ok!(vm.teardown());
+    refused(HostFunction::VmDestroy, &[vm.handle], Error::PagesLeft)?;
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a06_no_metadata_leaves_range_as_it_was() -> Result<(), Failure> {
+    let mut config = vm::config(1);
+    config.meta_pages = 4;
+    let mut vm = ok!(vm::create(&config));
+    // Each page stands in a 2 MiB range of its own and so wants a table of its own.
+    let mut failed = None;
+    for i in 0..16 {
+        let page = arena::page();
+        arena::poke(page, 0x4242);
+        let before = (owners(), stat(StatKind::Epoch, 0));
+        match vm.donate(page, RAM + i * 0x20_0000, 1, 0) {
+            Ok(()) => {}
+            Err(error) => {
+                check_eq!(error, Error::NoMetadata);
+                check_eq!((owners(), stat(StatKind::Epoch, 0)), before);
+                check_eq!(probe::read(page, 0), Ok(0x4242));
+                failed = Some((page, RAM + i * 0x20_0000));
+                break;
+            }
+        }
+    }
+    check!(failed.is_some());
+    let (page, ipa) = failed.unwrap_or((0, 0));
+    // More metadata mends it.
+    let more = arena::page();
+    ok!(call(HostFunction::VmDonateMeta, &[vm.handle, more, 1]));
+    vm.remember(more, 1);
+    ok!(vm.donate(page, ipa, 1, 0));
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a06_no_host_tables_leaves_range_as_it_was() -> Result<(), Failure> {
+    // One page out of every 2 MiB block of the host splits block after block until the pool is used up.
+    let mut config = vm::config(1);
+    config.meta_pages = 128;
+    config.meta_pa = arena::pages(128, PAGE_SIZE);
+    let vm = ok!(vm::create(&config));
+    let tables = stat(StatKind::HostTables, 0);
+    let (mut count, mut refused_at) = (0u64, None);
+    while arena::blocks_left() > 1 {
+        let page = arena::raw(1, 0x20_0000);
+        let before = (owners(), stat(StatKind::Epoch, 0));
+        match call(
+            HostFunction::VmDonate,
+            &[vm.handle, page, RAM + count * PAGE_SIZE, 1, 0],
+        ) {
+            Ok(_) => count += 1,
+            Err(error) => {
+                check_eq!(error, Error::NoMemory);
+                check_eq!((owners(), stat(StatKind::Epoch, 0)), before);
+                check!(probe::read(page, 0).is_ok());
+                refused_at = Some(page);
+                break;
+            }
+        }
+    }
+    if refused_at.is_some() {
+        check!(count > 32);
+    }
+    ok!(vm.teardown());
+    let first = (config.meta_pa + 128 * PAGE_SIZE + 0x1f_ffff) & !0x1f_ffff;
+    for page in (first..arena::ram_end()).step_by(0x20_0000) {
+        if owner(page) == PageOwner::VmMemory {
+            ok!(vm.reclaim(page, 1));
+        }
+    }
+    ok!(vm.destroy());
+    // Joined again: no table is left behind.
+    check_eq!(stat(StatKind::HostTables, 0), tables);
+    Ok(())
+}
+
+fn a06_half_mapped_range_leaves_all_as_it_was() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let run = arena::pages(16, PAGE_SIZE);
+    ok!(vm.donate(run, IPA + 8 * PAGE_SIZE, 1, 0));
+    // The ninth IPA is taken: none of the sixteen may be mapped.
+    refused(
+        HostFunction::VmDonate,
+        &[vm.handle, run + PAGE_SIZE, IPA, 12, 0],
+        Error::AlreadyMapped,
+    )?;
+    let exit = vm.pull(0, insn::LOAD, [IPA, 0, 0, 0, 0, 0]);
+    check!(matches!(exit, Err(e) if e.kind == porthole_abi::ExitKind::RamFault));
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a09_metadata_too_small() -> Result<(), Failure> {
+    let mut config = vm::config(8);
+    config.meta_pages = 1;
+    match vm::create(&config) {
+        Err(error) => check_eq!(error, Error::NoMetadata),
+        Ok(vm) => {
+            let r = (0..8).try_for_each(|i| vm.create_vcpu(i));
+            check_eq!(r, Err(Error::NoMetadata));
+            ok!(vm.destroy());
+        }
+    }
+    for pages in [0, DONATE_PAGES_MAX + 1, u64::MAX] {
+        let mut config = vm::config(1);
+        config.meta_pages = pages;
+        check!(vm::create(&config).is_err());
+    }
+    Ok(())
+}
+
+fn a09_metadata_not_host_owned() -> Result<(), Failure> {
+    let mut vm = Vm::puppet(1);
+    let pages = arena::pages(vm::META, PAGE_SIZE);
+    let last = pages + (vm::META - 1) * PAGE_SIZE;
+    ok!(vm.donate(last, IPA, 1, 0));
+    for (pa, error) in [
+        (pages, Error::NotHostOwned),
+        (arena::RAM_BASE, Error::NotHostOwned),
+        (0x0900_0000, Error::NotRam),
+        (pages + 1, Error::Unaligned),
+    ] {
+        let mut config = vm::config(1);
+        config.meta_pa = pa;
+        let before = owners();
+        check_eq!(vm::create(&config).map(|v| v.handle), Err(error));
+        check_eq!(owners(), before);
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a09_metadata_reused_while_vm_lives() -> Result<(), Failure> {
+    let config = vm::config(1);
+    let vm = ok!(vm::create(&config));
+    let again = vm::create(&config).map(|v| v.handle);
+    check_eq!(again, Err(Error::NotHostOwned));
+    refused(
+        HostFunction::VmDonateMeta,
+        &[vm.handle, config.meta_pa, 1],
+        Error::NotHostOwned,
+    )?;
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a09_stale_and_forged_handles() -> Result<(), Failure> {
+    use HostFunction as F;
+    let vm = Vm::puppet(1);
+    let live = vm.handle;
+    ok!(vm.destroy());
+    let page = arena::page();
+    for h in [
+        0,
+        live,
+        live + 1,
+        live ^ 0x100,
+        live | 1 << 40,
+        live | 1 << 63,
+        0xff,
+        u64::MAX,
+    ] {
+        for (function, args) in [
+            (F::VmDonate, [h, page, IPA, 1, 0]),
+            (F::VmDonateMeta, [h, page, 1, 0, 0]),
+            (F::VmFinalize, [h, RAM, 0, 0, 0]),
+            (F::VmTeardown, [h, 0, 0, 0, 0]),
+            (F::VmReclaim, [h, page, 1, 0, 0]),
+            (F::VmDestroy, [h, 0, 0, 0, 0]),
+            (F::VmMeasurement, [h, 0, 0, 0, 0]),
+            (F::VcpuCreate, [h, 0, 0, 0, 0]),
+            (F::VcpuRun, [h, 0, 0, 0, 0]),
+            (F::WindowUnregister, [h, 0, 0, 0, 0]),
+            (F::WindowInfo, [h, 0, 0, 0, 0]),
+            (F::SpiSet, [h, 32, 1, 0, 0]),
+        ] {
+            refused(function, &args, Error::BadHandle)?;
+        }
+    }
+    Ok(())
+}
+
+fn a09_handle_of_reused_slot_is_another() -> Result<(), Failure> {
+    let one = Vm::puppet(1);
+    let old = one.handle;
+    ok!(one.destroy());
+    let two = Vm::puppet(1);
+    check!(two.handle != old);
+    refused(HostFunction::VmTeardown, &[old], Error::BadHandle)?;
+    ok!(two.pull(0, insn::NOP, [0; 6]));
+    ok!(two.destroy());
+    Ok(())
+}
