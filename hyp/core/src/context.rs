@@ -73,8 +73,11 @@ pub struct TimerRegs {
     pub cntvoff: u64,
 }
 
-/// Virtual CPU interface: ICH_* registers. Of `lr`, the first `used` are in use at an entry; after an exit
-/// they hold what hardware left there.
+/// Virtual CPU interface: ICH_* registers. Of `lr`, the first `used` are in use at an entry (the others are
+/// empty in hardware); after an exit they hold what hardware left there.
+///
+/// `hcr` is written to ICH_HCR_EL2 at every entry (core changes UIE, LRENPIE and TDIR between runs) and read
+/// back at the exit when it had LRENPIE set: core then wants EOIcount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 #[allow(missing_docs)]

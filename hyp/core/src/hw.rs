@@ -143,7 +143,9 @@ pub trait Cpu {
     fn load(&self, vcpu: &mut VcpuContext);
 
     /// Runs a loaded vCPU until it exits to EL2. Handles lazy FP and debug itself (never seen as exits).
-    /// Writes `gic.lr[..used]` before and reads them back after.
+    /// Writes `gic.hcr` and `gic.lr[..used]` before and reads `lr` back after (and `hcr`, see [`GicRegs`]).
+    ///
+    /// [`GicRegs`]: crate::context::GicRegs
     fn enter(&self, vcpu: &mut VcpuContext) -> GuestExit;
 
     /// Saves this vCPU's state and loads the host's.
@@ -215,7 +217,7 @@ pub trait Firmware {
     fn call(&self, function: u32, args: [u64; 3]) -> [u64; 4];
 
     /// PSCI CPU_ON for a CPU of this machine: it starts in the hypervisor and then calls
-    /// `Hypervisor::secondary_entry`. Returns the PSCI result.
+    /// `Hypervisor::cpu_started`. Returns the PSCI result.
     fn cpu_on(&self, cpu: CpuId) -> i64;
 }
 

@@ -2,19 +2,19 @@
 //! Each entry point is implemented beside its subject: host calls in `host`, the host's PSCI in `host::psci`,
 //! the run loop in `run`. Nothing here touches hardware but through [`Machine`].
 
-use core::sync::atomic::Ordering;
-
 use arrayvec::ArrayVec;
 use porthole_abi::Features;
-use spin::Mutex;
 use thiserror::Error;
 
 use crate::addr::{PhysAddr, PhysPages};
-use crate::host::psci::{HostCpu, Workarounds};
-use crate::hw::{CpuId, Machine};
+use crate::host::psci::{ArchCalls, HostCpu};
+use crate::hw::{Machine, SysReg};
 use crate::log_ring::LogRing;
+use crate::memory::{HostMemory, MemoryConfig};
+use crate::stage2::Regime;
 use crate::stats::Stats;
 use crate::tracker::PageEntry;
+use crate::vm::Slots;
 
 /// Most physical CPUs.
 pub const CPUS_MAX: usize = 64;
@@ -27,7 +27,7 @@ pub struct CpuInfo {
 }
 
 /// What the binary found out about the machine.
-pub struct BootConfig<'a> {
+pub struct BootConfig<'a, M: Machine> {
     /// All RAM, ascending, without overlap.
     pub ram: &'a [PhysPages],
     /// The hypervisor's own: image, pool, tracker; one range of RAM.
@@ -42,6 +42,8 @@ pub struct BootConfig<'a> {
     pub host_root: PhysAddr,
     /// What the machine offers.
     pub features: Features,
+    /// Where VMs are kept: a static of the binary, since it is too large for a boot stack.
+    pub slots: &'static Slots<M>,
     /// The ring that `LOG_READ` shows.
     pub log: &'static LogRing,
 }
@@ -55,15 +57,6 @@ pub enum BootError {
     /// The tracker or the host's tables cannot be built from this description of memory.
     #[error("cannot set up the host's memory: {0}")]
     Memory(porthole_abi::Error),
-}
-
-/// Registers that turn a translation regime on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Regime {
-    /// VTTBR_EL2.
-    pub vttbr: u64,
-    /// VTCR_EL2.
-    pub vtcr: u64,
 }
 
 /// Where a CPU enters the host, at EL1h with exceptions masked and the MMU off.
@@ -85,3 +78,74 @@ pub enum HostFaultAction {
     /// Deliver a stage-1 translation fault (level 3) to EL1, with the fault's FAR.
     TranslationFault,
 }
+
+/// Porthole. One lives in a static of the binary; every CPU calls it.
+///
+/// Lock order: VM slot, vCPU, the VM's tables, then the memory lock. The lock of a VM's interrupt controller,
+/// that of a host CPU's power and that of a vCPU's power are leaves.
+pub struct Hypervisor<M: Machine> {
+    pub(crate) machine: M,
+    pub(crate) memory: HostMemory<'static>,
+    pub(crate) slots: &'static Slots<M>,
+    pub(crate) cpus: ArrayVec<HostCpu, CPUS_MAX>,
+    pub(crate) arch_calls: ArchCalls,
+    pub(crate) features: Features,
+    pub(crate) hyp: PhysPages,
+    pub(crate) ram_bytes: u64,
+    pub(crate) log: &'static LogRing,
+    pub(crate) stats: Stats,
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Takes the machine over: builds tracker and host stage 2. Runs once, on the boot CPU.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub fn new(machine: M, config: BootConfig<'_, M>) -> Result<Self, BootError> {
+        if config.cpus.is_empty() {
+            return Err(BootError::Cpus);
+        }
+        let boot_cpu = usize::from(machine.id().0);
+        let mut cpus = ArrayVec::new();
+        for (index, info) in config.cpus.iter().enumerate() {
+            cpus.try_push(HostCpu::new(info.mpidr, index == boot_cpu))
+                .map_err(|_| BootError::Cpus)?;
+        }
+        let memory = HostMemory::new(
+            &machine,
+            &MemoryConfig {
+                ram: config.ram,
+                hyp: config.hyp,
+                hidden: config.hidden,
+                host_root: config.host_root,
+                pa_range: (machine.id_register(ID_AA64MMFR0) & 15) as u8,
+            },
+            config.tracker,
+        )
+        .map_err(BootError::Memory)?;
+        Ok(Self {
+            arch_calls: ArchCalls::probe(&machine),
+            machine,
+            memory,
+            slots: config.slots,
+            cpus,
+            features: config.features,
+            hyp: config.hyp,
+            ram_bytes: config.ram.iter().map(PhysPages::bytes).sum(),
+            log: config.log,
+            stats: Stats::new(),
+        })
+    }
+
+    /// The host's translation regime, the same on every CPU.
+    pub fn host_regime(&self) -> Regime {
+        self.memory.regime()
+    }
+
+    /// The machine that was handed in.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+}
+
+const ID_AA64MMFR0: SysReg = SysReg::new(3, 0, 0, 7, 0);

@@ -7,9 +7,16 @@
 pub mod addr;
 pub mod context;
 pub mod guest;
+pub mod host;
 pub mod hw;
+pub mod hypervisor;
+pub mod log_ring;
 pub mod memory;
 pub mod regions;
+pub mod smccc;
 pub mod stage2;
+mod stats;
+pub mod syndrome;
 pub mod tracker;
+pub mod vm;
 pub mod window;

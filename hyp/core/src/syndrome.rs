@@ -162,7 +162,11 @@ impl Access {
         } else {
             value
         };
-        if self.is_64 { value } else { value & 0xffff_ffff }
+        if self.is_64 {
+            value
+        } else {
+            value & 0xffff_ffff
+        }
     }
 }
 

@@ -1,0 +1,106 @@
+//! What the host at EL1 can ask for: hypercalls by HVC, PSCI and SMCCC by SMC, and its stage-2 faults.
+//! Each call is an untrusted request: copied once, checked whole, then done or refused with nothing changed.
+
+pub mod psci;
+
+use core::sync::atomic::Ordering;
+
+use porthole_abi::{CALL_COUNT, CALL_REVISION, CALL_UID, Error, HVC_IMMEDIATE, HostFunction, UID};
+
+use crate::addr::PhysAddr;
+use crate::hw::Machine;
+use crate::hypervisor::{HostFaultAction, Hypervisor};
+use crate::smccc::{Call, result};
+use crate::stats::count;
+use crate::syndrome::{Fault, Syndrome, fault_ipa};
+
+/// Number of calls that `CALL_COUNT` tells: those of the host plus the three discovery calls.
+const HOST_CALL_COUNT: u64 = HostFunction::ALL.len() as u64 + 3;
+
+/// Answers the discovery calls, which host and guest share; `None` for another function.
+pub(crate) fn discovery(function: u32, calls: u64, x: &mut [u64; 31]) -> Option<()> {
+    match function {
+        CALL_COUNT => x[0] = calls,
+        CALL_UID => {
+            for (register, word) in x.iter_mut().zip(UID) {
+                *register = u64::from(word);
+            }
+        }
+        CALL_REVISION => {
+            x[0] = u64::from(porthole_abi::ABI_VERSION >> 16);
+            x[1] = u64::from(porthole_abi::ABI_VERSION & 0xffff);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// An HVC64 from the host's EL1: `x` holds its x0 to x30 and takes the results.
+    ///
+    /// An unknown function or immediate is answered with -1 in x0; a refused call changes x0 only.
+    pub fn host_hvc(&self, immediate: u16, x: &mut [u64; 31]) {
+        if immediate != HVC_IMMEDIATE {
+            x[0] = result::NOT_SUPPORTED;
+            return;
+        }
+        let call = Call::new(x);
+        if let Some(function) = HostFunction::from_id(call.function) {
+            if let Some(counters) = self.stats.cpu(self.machine.id()) {
+                count(&counters.host_calls);
+            }
+            x[0] = match self.host_call(function, x) {
+                Ok(()) => result::SUCCESS,
+                Err(error) => error.code() as u64,
+            };
+        } else if discovery(call.function, HOST_CALL_COUNT, x).is_none()
+            && self.host_firmware_call(call, x).is_none()
+        {
+            x[0] = result::NOT_SUPPORTED;
+        }
+    }
+
+    /// An SMC64 of the host, trapped. The binary steps the host over the instruction.
+    pub fn host_smc(&self, immediate: u16, x: &mut [u64; 31]) {
+        if immediate != 0 || self.host_firmware_call(Call::new(x), x).is_none() {
+            count(&self.stats.smcs_refused);
+            x[0] = result::NOT_SUPPORTED;
+        }
+    }
+
+    /// A stage-2 fault of the host.
+    ///
+    /// Which abort it becomes: a user, or the kernel through a user address, gets an external abort, which
+    /// Linux turns into a signal; the kernel through its own address gets a translation fault, which its
+    /// exception tables can repair.
+    pub fn host_fault(&self, esr: u64, far: u64, hpfar: u64, from_el0: bool) -> HostFaultAction {
+        let address = PhysAddr::new(fault_ipa(far, hpfar).raw());
+        if Syndrome(esr).fault() == Fault::Translation
+            && self.memory.host_reaches(&self.machine, address)
+        {
+            return HostFaultAction::Retry;
+        }
+        self.stats
+            .last_abort
+            .store(address.raw(), Ordering::Relaxed);
+        let before = self.stats.host_aborts.fetch_add(1, Ordering::Relaxed);
+        // A host that touches a page in a loop must not flood the log.
+        if before < 32 || before.is_power_of_two() {
+            log::warn!(
+                "host access refused: address {address}, CPU {}, FAR {far:#x}, ESR {esr:#x}, number {}",
+                self.machine.id().0,
+                before.saturating_add(1)
+            );
+        }
+        let kernel_address = far >> 55 & 1 != 0;
+        if from_el0 || !kernel_address {
+            HostFaultAction::ExternalAbort
+        } else {
+            HostFaultAction::TranslationFault
+        }
+    }
+
+    fn host_call(&self, _function: HostFunction, _x: &mut [u64; 31]) -> Result<(), Error> {
+        Err(Error::NotSupported)
+    }
+}
