@@ -44,7 +44,7 @@ apt_config() {
 # apt_update CONFIG LOG: refreshes the lists of a private configuration.
 apt_update() {
     quietly "$2" env APT_CONFIG="$1" apt-get update -q -o APT::Update::Error-Mode=any ||
-        die "the Debian archive cannot be reached ($DEBIAN_MIRROR); connect to the network or set PORTHOLE_DEBIAN_MIRROR, then run qemu-scripts/setup.sh again"
+        die "the Debian archive cannot be reached ($DEBIAN_MIRROR); connect to the network or set PORTHOLE_DEBIAN_MIRROR, then run qemu-scripts/setup.sh again (details: $2)"
 }
 
 # as_root COMMAND...: as it is for root, through sudo where that asks nothing.
@@ -72,7 +72,7 @@ apt_install() {
     as_root true
     say "updating package lists for $codename"
     quietly "$log" as_root env ${config:+APT_CONFIG="$config"} apt-get update -q ||
-        die "the Debian archive cannot be reached; connect to the network and run qemu-scripts/setup.sh again"
+        die "the Debian archive cannot be reached; connect to the network and run qemu-scripts/setup.sh again (details: $log)"
     local -a apt=(env ${config:+APT_CONFIG="$config"} DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends)
     local package
     local -a plain=() backports=()
@@ -122,7 +122,7 @@ fetch_deb() {
         if [ -z "$file" ]; then
             say "downloading ${name%%:*} $version"
             (cd "$debs" && APT_CONFIG=$config quietly "$PORTHOLE_CACHE/log/download.log" apt-get download -q "$spec") ||
-                die "cannot download $spec from $DEBIAN_MIRROR"
+                die "cannot download $spec from $DEBIAN_MIRROR (details: $PORTHOLE_CACHE/log/download.log)"
             file=$(find "$debs" -name "${name%%:*}_${version//:/%3a}_*.deb" -print -quit)
         fi
         dpkg-deb -x "$file" "$into" || die "cannot unpack $file; remove it and run qemu-scripts/setup.sh again"

@@ -73,7 +73,10 @@ build_module() {
     (cd "$source" && find . -name Kbuild -o -name Makefile -o -name '*.[chS]') |
         (cd "$source" && cpio --quiet -pdmu "$work" 2>/dev/null)
     quietly "$log" make -C "$KERNEL_DIR/headers" M="$work" ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- \
-        CC=aarch64-linux-gnu-gcc W="${PORTHOLE_KBUILD_W:-}" modules || die "the Linux module in $source does not build"
+        CC=aarch64-linux-gnu-gcc W="${PORTHOLE_KBUILD_W:-}" modules || {
+        tail -n 25 "$log" >&2
+        die "the Linux module in $source does not build (whole output: $log)"
+    }
     grep -E 'warning:' "$log" >&2 || true
     find "$work" -name '*.ko' -exec cp -t "$PORTHOLE_OUT/release" {} +
 }

@@ -19,17 +19,12 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# quietly LOG COMMAND...: runs the command with its output in LOG, and shows the end of it on failure.
+# quietly LOG COMMAND...: runs the command with its output in LOG, nowhere else; the caller's `die` names the log.
 quietly() {
-    local log=$1 status=0
+    local log=$1
     shift
     mkdir -p "$(dirname "$log")"
-    "$@" >"$log" 2>&1 || status=$?
-    if [ "$status" -ne 0 ]; then
-        tail -n 25 "$log" >&2
-        printf '(full output: %s)\n' "$log" >&2
-    fi
-    return "$status"
+    "$@" >"$log" 2>&1
 }
 
 # publish TEMP FINAL: moves a finished directory into place; a second runner that lost the race is fine.

@@ -23,11 +23,18 @@ tally() {
     done <"$1"
 }
 
+# strictly COMMAND...: in a shell of its own that ends at the first failure. In the background, because bash forgets
+# `set -e` in whatever stands before `||`.
+strictly() {
+    (set -euo pipefail; "$@") &
+    wait "$!"
+}
+
 # check NAME COMMAND...: one test that is one command; its output is the log.
 check() {
     local name=$1 log="$TEST_LOGS/$1.log" status=0
     shift
-    (set -euo pipefail; "$@") >"$log" 2>&1 </dev/null || status=$?
+    strictly "$@" >"$log" 2>&1 </dev/null || status=$?
     if [ "$status" -eq 0 ]; then
         pass "$name"
     else

@@ -19,7 +19,7 @@ expect() {
 one_system_test() {
     local name=${1#st_} status=0
     ST_NAME="system-$name"
-    (set -euo pipefail; "$1" >&2) || status=$?
+    strictly "$1" >&2 || status=$?
     if [ "$status" -eq 0 ]; then
         pass "$name"
     else

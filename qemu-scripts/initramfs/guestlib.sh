@@ -1,0 +1,60 @@
+# shellcheck shell=dash
+# For scripts on the host: start a guest in the background, talk to it, ask the hypervisor who owns what.
+# The demo and the system tests source it as /lib/porthole/guestlib.sh.
+
+GUEST_IMAGE=/lib/porthole/echo.bin
+GUEST_LOG=/tmp/guest.log
+OWNER_MAP=/tmp/owner-map
+
+# wait_for TEXT FILE SECONDS: false if it has not turned up by then.
+wait_for() {
+    left=$(($3 * 5))
+    until grep -qF -- "$1" "$2" 2>/dev/null; do
+        left=$((left - 1))
+        [ "$left" -gt 0 ] || return 1
+        sleep 0.2
+    done
+}
+
+# start_guest OPTIONS...: runs the echo guest; its console input is file descriptor 3. Sets GUEST.
+start_guest() {
+    rm -f /tmp/guest.in
+    mkfifo /tmp/guest.in
+    porthole run --kernel "$GUEST_IMAGE" --mem 16M --cpus 1 "$@" </tmp/guest.in >"$GUEST_LOG" 2>&1 3>&- &
+    GUEST=$!
+    exec 3>/tmp/guest.in
+}
+
+# tell_guest TEXT: one line on its console; true once it came back.
+tell_guest() {
+    echo "$1" >&3
+    wait_for "$1" "$GUEST_LOG" 30
+}
+
+# stop_guest [SIGNAL]
+stop_guest() {
+    exec 3>&-
+    kill "-${1:-TERM}" "$GUEST" 2>/dev/null
+    wait "$GUEST" 2>/dev/null
+    return 0
+}
+
+# read_owners: asks the hypervisor about every page of RAM; lines of owner, address, pages.
+read_owners() {
+    [ -e /proc/porthole-map ] || insmod /lib/porthole/porthole_peek.ko || return 1
+    cat /proc/porthole-map >"$OWNER_MAP"
+}
+
+# first_page OWNER: address of the first page in the map just read.
+first_page() { awk -v owner="$1" '$1 == owner { print $2; exit }' "$OWNER_MAP"; }
+
+# owner_totals: pages by owner, for comparing two moments.
+owner_totals() {
+    read_owners || return 1
+    awk '{ sum[$1] += $3 } END { for (owner in sum) print owner, sum[owner] }' "$OWNER_MAP" | sort
+}
+
+# nothing_left: whether no page belongs to a guest or is shared with one.
+nothing_left() {
+    read_owners && ! grep -qE '^(vm-memory|vm-metadata|window) ' "$OWNER_MAP"
+}
