@@ -2,15 +2,22 @@
 # The unit tier: cargo tests on the build machine, and the checks of the source itself.
 # Everything here works without QEMU.
 
-# Packages that build and test on the build machine, and those for bare-metal arm64.
+# Packages that build and test on the build machine; every other one of the workspace is for bare-metal arm64.
 HOST_PACKAGES=(porthole-abi porthole-core porthole-bounce porthole-vmm)
-BARE_PACKAGES=(porthole-hyp porthole-arch porthole-mem porthole-dev porthole-tests porthole-payload)
 
 # Folders whose Rust may say `unsafe`: those that own hardware, raw memory or an entry point.
-UNSAFE_ALLOWED='^(hyp/(arch|mem|dev|src|tests)/|guest/payload/|guest/bounce/src/window\.rs)'
+UNSAFE_ALLOWED='^(hyp/(arch|mem|dev|src|tests)/|guest/(payload|runtime)/|guest/bounce/src/raw\.rs)'
 
 # packages NAME...: the -p arguments for cargo.
 packages() { printf -- '-p\n%s\n' "$@"; }
+
+# bare_packages: the -p arguments for the rest of the workspace.
+bare_packages() {
+    local name
+    while IFS= read -r name; do
+        [[ " ${HOST_PACKAGES[*]} " == *" $name "* ]] || packages "$name"
+    done < <(cargo metadata --no-deps --format-version 1 | grep -o '"name":"[a-z0-9-]*","version"' | cut -d'"' -f4)
+}
 
 # cargo_tests: runs every cargo test and prefixes the names with the crate they belong to.
 cargo_tests() {
@@ -40,14 +47,14 @@ cargo_tests() {
 
 clippy_bare() {
     local -a args
-    mapfile -t args < <(packages "${BARE_PACKAGES[@]}")
+    mapfile -t args < <(bare_packages)
     cargo_bare clippy "${args[@]}" -- -D warnings
 }
 
 docs() {
     local -a host bare
     mapfile -t host < <(packages "${HOST_PACKAGES[@]}")
-    mapfile -t bare < <(packages "${BARE_PACKAGES[@]}")
+    mapfile -t bare < <(bare_packages)
     RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items "${host[@]}"
     RUSTDOCFLAGS='-D warnings' cargo_bare doc --no-deps --document-private-items "${bare[@]}"
 }
