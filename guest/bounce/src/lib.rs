@@ -44,16 +44,35 @@
 //!   keeps the old content, by showing it to the device.)
 //!
 //! # Set-up
-//! ```ignore
-//! // The guest has found the capability, compared it with the hypervisor's enumeration of its
-//! // windows, and mapped the range as Normal write-back memory.
-//! let window = unsafe { Window::new(virt, BusAddr::new(bus), len) }?;
-//! let groups = vec![SlotGroup::NEW; SlotGroup::needed_for(len)].leak();
-//! let pool = BouncePool::new(window, groups)?;
+//! ```no_run
+//! # #[cfg(feature = "virtio-drivers")]
+//! # mod example {
+//! use core::ptr::NonNull;
+//! use porthole_bounce::{
+//!     Binding, BounceHal, BouncePool, BusAddr, MmioAperture, SetupError, SlotGroup, Window,
+//!     bounce_pool,
+//! };
 //!
 //! bounce_pool! { pub ConsolePool }
-//! ConsolePool::install(Binding { pool, apertures: &APERTURES })?;
-//! let console = VirtIOConsole::<BounceHal<ConsolePool>, _>::new(transport)?;
+//! type ConsoleHal = BounceHal<ConsolePool>;
+//!
+//! /// The guest has found the capability, compared it with the hypervisor's enumeration of its
+//! /// windows, and mapped `bus..bus + len` at `base` as Normal write-back memory.
+//! fn set_up(
+//!     base: NonNull<u8>,
+//!     bus: u64,
+//!     len: usize,
+//!     apertures: &'static [MmioAperture],
+//! ) -> Result<(), SetupError> {
+//!     // SAFETY: see above; nothing else uses this range.
+//!     let window = unsafe { Window::new(base, BusAddr::new(bus), len) }?;
+//!     let groups = vec![SlotGroup::NEW; SlotGroup::needed_for(len)].leak();
+//!     let pool = BouncePool::new(window, groups)?;
+//!     ConsolePool::install(Binding { pool, apertures })?;
+//!     // Then: VirtIOConsole::<ConsoleHal, _>::new(transport)
+//!     Ok(())
+//! }
+//! # }
 //! ```
 //! A full pool shows up in a driver as lost packets or I/O errors that never name it: read
 //! [`BouncePool::stats`], which counts and names it and has the high-water mark to size the window

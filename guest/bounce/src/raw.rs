@@ -109,11 +109,11 @@ impl Window {
         let middle = &source[head..head + body];
         // SAFETY: the body starts `head` bytes into the checked range.
         let to = unsafe { to.add(head) }.cast::<Word>();
-        // SAFETY: every bit pattern is a valid integer, so bytes may be viewed as words.
-        if let ([], aligned, []) = unsafe { middle.align_to::<Word>() } {
-            for (i, word) in aligned.iter().enumerate() {
+        // SAFETY: every bit pattern is a valid integer, so bytes may be viewed as integers.
+        if let ([], aligned, []) = unsafe { middle.align_to::<u64>() } {
+            for (i, halves) in aligned.as_chunks().0.iter().enumerate() {
                 // SAFETY: word i of the body is in the checked range; `split` aligned the body.
-                unsafe { to.add(i).write_volatile(*word) };
+                unsafe { to.add(i).write_volatile(join(*halves)) };
             }
         } else {
             for (i, chunk) in middle.as_chunks::<WORD>().0.iter().enumerate() {
@@ -139,11 +139,11 @@ impl Window {
         let middle = &mut target[head..head + body];
         // SAFETY: the body starts `head` bytes into the checked range.
         let from = unsafe { from.add(head) }.cast::<Word>();
-        // SAFETY: every bit pattern is a valid integer, so bytes may be viewed as words.
-        if let ([], aligned, []) = unsafe { middle.align_to_mut::<Word>() } {
-            for (i, word) in aligned.iter_mut().enumerate() {
+        // SAFETY: every bit pattern is a valid integer, so bytes may be viewed as integers.
+        if let ([], aligned, []) = unsafe { middle.align_to_mut::<u64>() } {
+            for (i, halves) in aligned.as_chunks_mut().0.iter_mut().enumerate() {
                 // SAFETY: word i of the body is in the checked range; `split` aligned the body.
-                *word = unsafe { from.add(i).read_volatile() };
+                *halves = halve(unsafe { from.add(i).read_volatile() });
             }
         } else {
             for (i, chunk) in middle.as_chunks_mut::<WORD>().0.iter_mut().enumerate() {
@@ -179,6 +179,26 @@ fn split(offset: usize, len: usize) -> (usize, usize, usize) {
     let head = (offset.wrapping_neg() % WORD).min(len);
     let tail = (len - head) % WORD;
     (head, len - head - tail, tail)
+}
+
+/// The word whose bytes in memory are those of the two halves: private buffers are often aligned to
+/// 8 bytes only, and arm64 without MMU knows no unaligned access.
+fn join(halves: [u64; 2]) -> Word {
+    let mut bytes = [0; WORD];
+    bytes[..WORD / 2].copy_from_slice(&halves[0].to_ne_bytes());
+    bytes[WORD / 2..].copy_from_slice(&halves[1].to_ne_bytes());
+    Word::from_ne_bytes(bytes)
+}
+
+/// The inverse of [`join`].
+fn halve(word: Word) -> [u64; 2] {
+    word.to_ne_bytes()
+        .as_chunks()
+        .0
+        .first_chunk()
+        .map_or([0; 2], |halves: &[[u8; 8]; 2]| {
+            halves.map(u64::from_ne_bytes)
+        })
 }
 
 /// A range of bus addresses in which device registers may lie, and where the guest maps it.

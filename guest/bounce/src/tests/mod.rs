@@ -1,9 +1,12 @@
 //! Tests of the crate, on the build machine: one file per subject, over a fake window whose other
 //! side ("the host") the tests play. The code under test is the production code.
 
+mod hostile;
 mod model;
 mod pool;
 mod slots;
+#[cfg(feature = "virtio-drivers")]
+mod virtio;
 mod window;
 
 use std::vec;
