@@ -12,6 +12,7 @@ pub mod hw;
 pub mod hypervisor;
 pub mod log_ring;
 pub mod memory;
+mod meta_pool;
 pub mod regions;
 pub mod smccc;
 pub mod stage2;

@@ -1,30 +1,42 @@
 //! The memory lock, {page tracker, host stage 2}, and every change of a page's owner.
 //! Each change is checked whole and has its table pages in hand before it starts: it happens or nothing does.
+//! Here the host's side; what involves a VM is in the submodules.
 //!
-//! Lock order: VM slot, vCPU, the VM's tables ([`GuestMemory`]), then the memory lock, which is a leaf.
+//! Lock order: VM slot, vCPU, the VM's tables ([`crate::guest::GuestMemory`]), then the memory lock, a leaf.
 
-use porthole_abi::{Error, PageOwner, WindowConfig};
+pub mod audit;
+mod sharing;
+mod transfer;
+pub(crate) mod transit;
 
-use crate::addr::{Ipa, IpaPages, PhysAddr, PhysPages};
-use crate::guest::GuestMemory;
-use crate::hw::{Memory, Tlb};
-use crate::regions::Regions;
-use crate::stage2::Regime;
-use crate::tracker::{PageEntry, PageState, VmSlot, WindowSlot};
+use porthole_abi::{Error, PAGE_SIZE, PageOwner};
+
+pub use audit::{AuditStep, Look};
+use transit::{Clean, Taken};
+
+use crate::addr::{Ipa, PhysAddr, PhysPages};
+use crate::hw::{Memory, Tlb, Vmid};
+use crate::stage2::plan::{MapPlan, unmap_tables};
+use crate::stage2::{
+    BlockChange, Geometry, Lookup, MemoryType, PaRange, PoolSource, Regime, Reserve, Stage2,
+};
+use crate::tracker::{PageEntry, PageState, Tracker, VmSlot};
 
 /// What the machine looks like at boot.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryConfig<'a> {
     /// RAM, in ascending order.
     pub ram: &'a [PhysPages],
-    /// The hypervisor's image, tracker and pool; inside RAM.
+    /// The hypervisor's image, tracker and pool; inside one range of RAM.
     pub hyp: PhysPages,
-    /// MMIO that the host is not to reach.
+    /// MMIO that the host is not to reach; outside RAM.
     pub hidden: &'a [PhysPages],
     /// Root of the host's stage 2: 8 KiB, aligned to it, zeroed, inside `hyp`.
     pub host_root: PhysAddr,
     /// ID_AA64MMFR0_EL1.PARange.
     pub pa_range: u8,
+    /// How blocks of the host's map are split and joined.
+    pub block_change: BlockChange,
 }
 
 /// What becomes of the content of donated pages.
@@ -35,79 +47,149 @@ pub enum Content<'a> {
     Keep(&'a mut dyn FnMut(Ipa, &[u8])),
 }
 
-/// Result of one step of a share audit; sums are of this step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AuditStep {
-    /// Where to go on; 0 at the end.
-    pub next: u64,
-    /// Pages that host and a guest both reach, counted in the tables.
-    pub shared: u64,
-    /// Pages that the tracker says windows cover.
-    pub windows: u64,
-    /// First page where tables and tracker differ.
-    pub offender: Option<PhysAddr>,
-    /// The tracker's epoch during the step.
-    pub epoch: u64,
+/// What the memory lock protects.
+#[derive(Debug)]
+struct Inner<'t> {
+    tracker: Tracker<'t>,
+    stage2: Stage2,
+    /// Pool pages in use as tables.
+    tables: u64,
+    donated: u64,
+    reclaimed: u64,
 }
 
 /// Everything that the memory lock protects, behind it. `'t` is the life of the tracker's memory.
 #[derive(Debug)]
 pub struct HostMemory<'t> {
-    inner: spin::Mutex<&'t mut [PageEntry]>,
+    inner: spin::Mutex<Inner<'t>>,
+    regime: Regime,
+    pa_range: PaRange,
+}
+
+impl MemoryConfig<'_> {
+    fn check(&self, geometry: Geometry) -> Result<(), Error> {
+        let root = PhysPages::new(self.host_root, 2)?;
+        let in_reach = |pages: &PhysPages| pages.end().raw() <= geometry.end();
+        let is_sound = self.ram.iter().all(in_reach)
+            && self.ram.iter().any(|ram| ram.covers(&self.hyp))
+            && self.hyp.covers(&root)
+            && self.host_root.is_aligned(2 * PAGE_SIZE)
+            && !self
+                .hidden
+                .iter()
+                .any(|hidden| self.ram.iter().any(|ram| ram.overlaps(hidden)));
+        is_sound.then_some(()).ok_or(Error::InvalidParameter)
+    }
+
+    /// How the host sees the page at `pa` at boot.
+    fn host_type(&self, pa: PhysAddr) -> Option<MemoryType> {
+        if self.hyp.contains(pa) || self.hidden.iter().any(|h| h.contains(pa)) {
+            return None;
+        }
+        let is_ram = self.ram.iter().any(|r| r.contains(pa));
+        Some(if is_ram {
+            MemoryType::Ram
+        } else {
+            MemoryType::Device
+        })
+    }
+
+    /// First address above `pa` where what the host sees may change.
+    fn next_edge(&self, pa: PhysAddr, end: u64) -> u64 {
+        self.ram
+            .iter()
+            .chain(self.hidden)
+            .chain([&self.hyp])
+            .flat_map(|p| [p.start().raw(), p.end().raw()])
+            .filter(|edge| *edge > pa.raw())
+            .fold(end, u64::min)
+    }
 }
 
 impl<'t> HostMemory<'t> {
     /// Builds tracker and host stage 2. Every page of RAM but the hypervisor's becomes the host's.
     ///
     /// # Errors
-    /// `NoMemory`; `InvalidParameter` for a configuration that contradicts itself.
+    /// `NoMemory` for tables; `InvalidParameter`, `Unaligned`, `TooLarge` or `Empty` for a configuration that
+    /// contradicts itself.
     pub fn new<M: Memory + Tlb>(
-        _machine: &M,
-        _config: &MemoryConfig<'_>,
-        _tracker: &'t mut [PageEntry],
+        machine: &M,
+        config: &MemoryConfig<'_>,
+        tracker: &'t mut [PageEntry],
     ) -> Result<Self, Error> {
-        unimplemented!()
+        let pa_range = PaRange::new(config.pa_range);
+        let geometry = Geometry::new(Geometry::BITS_MAX, pa_range);
+        config.check(geometry)?;
+        let mut inner = Inner {
+            tracker: Tracker::new(config.ram, tracker)?,
+            stage2: Stage2::new(config.host_root, geometry, Vmid::HOST, config.block_change),
+            tables: 0,
+            donated: 0,
+            reclaimed: 0,
+        };
+        let mut at = PhysAddr::new(0);
+        while at.raw() < geometry.end() {
+            let edge = config.next_edge(at, geometry.end());
+            if let Some(kind) = config.host_type(at) {
+                let pages = PhysPages::new(at, (edge - at.raw()) / PAGE_SIZE)?;
+                inner.map(machine, &pages, kind)?;
+                if kind == MemoryType::Ram {
+                    inner.tracker.set_range(&pages, PageState::Host);
+                }
+            }
+            at = PhysAddr::new(edge);
+        }
+        machine.flush_vmid(Vmid::HOST);
+        Ok(Self {
+            regime: inner.stage2.regime(),
+            inner: spin::Mutex::new(inner),
+            pa_range,
+        })
     }
 
     /// The host's translation regime, the same on every CPU.
     pub fn regime(&self) -> Regime {
-        unimplemented!()
+        self.regime
     }
 
     /// Whether the host's stage 2 maps this address now. If it does at a translation fault, the fault fell
     /// into the gap of a break-before-make: the access is to be tried again.
-    pub fn host_reaches<M: Memory>(&self, _machine: &M, _pa: PhysAddr) -> bool {
-        unimplemented!()
+    pub fn host_reaches<M: Memory>(&self, machine: &M, pa: PhysAddr) -> bool {
+        let inner = self.inner.lock();
+        matches!(
+            inner.stage2.lookup(machine, Ipa::new(pa.raw())),
+            Lookup::Mapped { .. }
+        )
     }
 
     /// State of a page; `None` if it is not RAM.
-    pub fn page_state(&self, _pa: PhysAddr) -> Option<PageState> {
-        unimplemented!()
+    pub fn page_state(&self, pa: PhysAddr) -> Option<PageState> {
+        self.inner.lock().tracker.state(pa)
     }
 
     /// Pages of RAM by owner.
-    pub fn pages_by_owner(&self, _owner: PageOwner) -> u64 {
-        unimplemented!()
+    pub fn pages_by_owner(&self, owner: PageOwner) -> u64 {
+        self.inner.lock().tracker.count(owner)
     }
 
     /// The tracker's epoch: grows with every change.
     pub fn epoch(&self) -> u64 {
-        unimplemented!()
+        self.inner.lock().tracker.epoch()
     }
 
     /// Pages donated to VMs since boot, metadata included.
     pub fn pages_donated(&self) -> u64 {
-        unimplemented!()
+        self.inner.lock().donated
     }
 
     /// Pages reclaimed and scrubbed since boot.
     pub fn pages_reclaimed(&self) -> u64 {
-        unimplemented!()
+        self.inner.lock().reclaimed
     }
 
     /// Pages of the hypervisor's pool in use as host stage-2 tables.
     pub fn host_tables(&self) -> u64 {
-        unimplemented!()
+        self.inner.lock().tables
     }
 
     /// Copies `to.len()` bytes of a parameter block out of one page owned by the host, under the lock, so
@@ -118,119 +200,115 @@ impl<'t> HostMemory<'t> {
     /// `PageIsWindow`, `PagePinned`.
     pub fn copy_from_host<M: Memory>(
         &self,
-        _machine: &M,
-        _from: PhysAddr,
-        _to: &mut [u8],
+        machine: &M,
+        from: PhysAddr,
+        to: &mut [u8],
     ) -> Result<(), Error> {
-        unimplemented!()
+        let room = PAGE_SIZE - (from.raw() - from.page().raw());
+        if !from.is_aligned(8) || to.len() as u64 > room {
+            return Err(Error::Unaligned);
+        }
+        let inner = self.inner.lock();
+        inner.tracker.ram(from)?.host_owned()?;
+        machine.copy_from_host(from, to);
+        Ok(())
     }
 
-    /// Takes metadata pages from the host and builds an empty VM in them; the first becomes the root table.
+    /// Keeps pages of the host from being donated or shared, for a hardware table. The host keeps its mapping.
     ///
     /// # Errors
-    /// `TooLarge` above `DONATE_PAGES_MAX` pages; `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`;
-    /// `NoMemory` for host tables.
-    pub fn create_guest<M: Memory + Tlb>(
-        &self,
-        _machine: &M,
-        _slot: VmSlot,
-        _regions: Regions,
-        _metadata: PhysPages,
-    ) -> Result<GuestMemory, Error> {
-        unimplemented!()
+    /// `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`.
+    pub fn pin(&self, pages: &PhysPages) -> Result<(), Error> {
+        let mut inner = self.inner.lock();
+        inner.tracker.check_range(pages, PageState::host_owned)?;
+        inner.tracker.set_range(pages, PageState::Pinned);
+        Ok(())
     }
 
-    /// Takes more metadata pages from the host.
+    /// Ends [`Self::pin`].
     ///
     /// # Errors
-    /// As [`Self::create_guest`]; `BadState` once the VM is dying.
-    pub fn donate_metadata<M: Memory + Tlb>(
-        &self,
-        _machine: &M,
-        _guest: &mut GuestMemory,
-        _pages: PhysPages,
-    ) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Moves pages from the host into a VM's RAM.
-    ///
-    /// # Errors
-    /// `TooLarge`; `OutsideRegion`, `AlreadyMapped`; page errors as above; `NoMetadata` for the guest's
-    /// tables, `NoMemory` for the host's; `BadState` once the VM is dying.
-    pub fn donate<M: Memory + Tlb>(
-        &self,
-        _machine: &M,
-        _guest: &mut GuestMemory,
-        _pages: PhysPages,
-        _ipa: Ipa,
-        _content: Content<'_>,
-    ) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Registers a window, or adds a function of the same device to it. `config` was copied once, and the
-    /// caller found `guest` by its `vm`.
-    ///
-    /// # Errors
-    /// One for each refusal: see `docs/abi.md`.
-    pub fn register_window<M: Memory + Tlb>(
-        &self,
-        _machine: &M,
-        _guest: &mut GuestMemory,
-        _config: &WindowConfig,
-    ) -> Result<WindowSlot, Error> {
-        unimplemented!()
-    }
-
-    /// Takes a function out of a window; the last one removes it and the pages are the host's alone again.
-    ///
-    /// # Errors
-    /// `NoWindow`; `BadFunction` if the function does not use the window.
-    pub fn unregister_window<M: Memory + Tlb>(
-        &self,
-        _machine: &M,
-        _guest: &mut GuestMemory,
-        _window: u64,
-        _function: u64,
-    ) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// One bounded step of a VM's end; nothing of it runs any more or will. Returns the windows left; after 0
-    /// no translation of the VM exists, its metadata is unused and its pages may be reclaimed. The caller has
-    /// dropped everything placed in metadata pages before the first [`Self::reclaim`].
-    pub fn retire_step<M: Memory + Tlb>(&self, _machine: &M, _guest: &mut GuestMemory) -> usize {
-        unimplemented!()
-    }
-
-    /// Gives pages of a retired VM, memory and metadata alike, back to the host, zeroed.
-    ///
-    /// # Errors
-    /// `BadState` before [`Self::retire_step`] returned 0; `TooLarge`; `NotRam`, `NotVmOwned`; `NoMemory`.
-    pub fn reclaim<M: Memory + Tlb>(
-        &self,
-        _machine: &M,
-        _guest: &mut GuestMemory,
-        _pages: PhysPages,
-    ) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// One step of the share audit. `with_guest(slot, look)` calls `look` with the VM's memory, its table lock
-    /// held and the memory lock not, if the slot has a VM.
-    ///
-    /// # Errors
-    /// `InvalidParameter` for a cursor that no step returns.
-    pub fn audit<M: Memory>(
-        &self,
-        _machine: &M,
-        _cursor: u64,
-        _with_guest: &mut dyn FnMut(VmSlot, &mut dyn FnMut(&GuestMemory)),
-    ) -> Result<AuditStep, Error> {
-        unimplemented!()
+    /// `NotRam`; `NotHostOwned` if a page is not pinned.
+    pub fn unpin(&self, pages: &PhysPages) -> Result<(), Error> {
+        let mut inner = self.inner.lock();
+        inner.tracker.check_range(pages, |state| {
+            (state == PageState::Pinned)
+                .then_some(())
+                .ok_or(Error::NotHostOwned)
+        })?;
+        inner.tracker.set_range(pages, PageState::Host);
+        Ok(())
     }
 }
 
-#[allow(dead_code)]
-type RangeOfGuest = IpaPages;
+impl Inner<'_> {
+    /// Maps a range of the host's by identity and joins what becomes whole.
+    fn map<M: Memory + Tlb>(
+        &mut self,
+        machine: &M,
+        pages: &PhysPages,
+        kind: MemoryType,
+    ) -> Result<(), Error> {
+        let Self { stage2, tables, .. } = self;
+        let mut pool = PoolSource {
+            machine,
+            used: tables,
+        };
+        let (ipa, pa, count) = (Ipa::new(pages.start().raw()), pages.start(), pages.count());
+        let mut plan = MapPlan::default();
+        plan.add(machine, stage2, ipa, pa, count)?;
+        let mut reserve = Reserve::fill(plan.tables(), &mut pool)?;
+        stage2.map(machine, ipa, pa, count, kind, &mut reserve);
+        reserve.release(&mut pool);
+        stage2.join(machine, ipa, &mut pool);
+        let last = Ipa::new(pages.end().raw() - PAGE_SIZE);
+        stage2.join(machine, last, &mut pool);
+        Ok(())
+    }
+
+    /// Takes pages of the host: unmapped, flushed, recorded as the VM's.
+    fn take<M: Memory + Tlb>(
+        &mut self,
+        machine: &M,
+        pages: PhysPages,
+        state: PageState,
+    ) -> Result<Taken, Error> {
+        self.tracker.check_range(&pages, PageState::host_owned)?;
+        let Self { stage2, tables, .. } = self;
+        let mut pool = PoolSource {
+            machine,
+            used: tables,
+        };
+        let (ipa, count) = (Ipa::new(pages.start().raw()), pages.count());
+        let needed = unmap_tables(machine, stage2, ipa, count);
+        let mut reserve = Reserve::fill(needed, &mut pool)?;
+        stage2.unmap(machine, ipa, count, &mut reserve, &mut pool);
+        reserve.release(&mut pool);
+        self.tracker.set_range(&pages, state);
+        self.donated += count;
+        Ok(Taken::new(pages))
+    }
+
+    /// Checks that pages belong to a VM that is retired, and counts those that were its memory.
+    fn retired_pages(&self, vm: VmSlot, pages: PhysPages) -> Result<(Taken, u64), Error> {
+        let mut memory = 0;
+        self.tracker.check_range(&pages, |state| match state {
+            PageState::VmMemory(owner) if owner == vm => {
+                memory += 1;
+                Ok(())
+            }
+            PageState::VmMetadata(owner) if owner == vm => Ok(()),
+            _ => Err(Error::NotVmOwned),
+        })?;
+        Ok((Taken::new(pages), memory))
+    }
+
+    /// Gives pages to the host.
+    fn give<M: Memory + Tlb>(&mut self, machine: &M, pages: Clean) -> Result<(), Error> {
+        let pages = pages.pages();
+        self.map(machine, &pages, MemoryType::Ram)?;
+        self.tracker.set_range(&pages, PageState::Host);
+        self.reclaimed += pages.count();
+        Ok(())
+    }
+}

@@ -63,7 +63,7 @@ impl Regions {
 
     fn region(desc: &RegionDesc, vcpus: u32) -> Option<Region> {
         let kind = RegionKind::from_number(desc.kind)?;
-        if desc.size % PAGE_SIZE != 0 {
+        if !desc.size.is_multiple_of(PAGE_SIZE) {
             return None;
         }
         let pages = IpaPages::new(Ipa::new(desc.base), desc.size / PAGE_SIZE).ok()?;

@@ -1,10 +1,137 @@
-//! Stage 2.
+//! Stage-2 translation tables: look-up here; planning in `plan`, changes in `change`.
+//! Tables hold no policy: who may map what is decided in `memory`, and every change there was planned before.
+//! Tables lie in pages that EL2 alone reaches; they are read and written a word at a time.
 
-/// What makes a translation regime the current one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Regime {
-    /// VTTBR_EL2: VMID and root.
-    pub vttbr: u64,
-    /// VTCR_EL2.
-    pub vtcr: u64,
+pub mod change;
+pub mod descriptor;
+pub mod geometry;
+pub mod plan;
+pub mod reserve;
+
+use porthole_abi::PAGE_SIZE;
+
+pub use change::BlockChange;
+pub use descriptor::MemoryType;
+use descriptor::{Bits, Descriptor, Level, View};
+pub use geometry::{Geometry, PaRange, Regime};
+pub use reserve::{PoolSource, Reserve, TableSource};
+
+use crate::addr::{Ipa, PhysAddr};
+use crate::hw::{Memory, Vmid};
+
+/// Entries of a table.
+const ENTRIES: usize = 512;
+
+/// One regime's tables. Whoever has it by `&mut` is the only one to change them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Stage2 {
+    root: PhysAddr,
+    geometry: Geometry,
+    vmid: Vmid,
+    change: BlockChange,
+}
+
+/// What stands at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Nothing, up to `end`.
+    Hole {
+        /// First address behind the empty entry.
+        end: u64,
+    },
+    /// A page or part of a block.
+    Mapped {
+        /// Where the address itself leads.
+        pa: PhysAddr,
+        /// Attributes.
+        bits: Bits,
+        /// First input address behind the block.
+        end: u64,
+    },
+}
+
+/// An entry in its place.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    level: Level,
+    page: PhysAddr,
+    index: usize,
+    descriptor: Descriptor,
+}
+
+impl Entry {
+    fn view(&self) -> View {
+        self.descriptor.view(self.level)
+    }
+}
+
+impl Stage2 {
+    /// Tables with this zeroed root: two pages, 8 KiB aligned, if the geometry has more than 512 entries.
+    pub const fn new(root: PhysAddr, geometry: Geometry, vmid: Vmid, change: BlockChange) -> Self {
+        Self {
+            root,
+            geometry,
+            vmid,
+            change,
+        }
+    }
+
+    /// VTTBR_EL2 and VTCR_EL2.
+    pub const fn regime(&self) -> Regime {
+        self.geometry.regime(self.vmid, self.root)
+    }
+
+    /// First input address behind the last.
+    pub const fn end(&self) -> u64 {
+        self.geometry.end()
+    }
+
+    fn entry_in<M: Memory>(&self, machine: &M, table: PhysAddr, level: Level, ipa: Ipa) -> Entry {
+        let number = ipa.raw() >> level.shift();
+        // Only the root may be longer than a page.
+        let (page, index) = match level {
+            Level::L1 => {
+                let number = number & (self.geometry.root_entries() - 1);
+                let page = table.raw() + number / ENTRIES as u64 * PAGE_SIZE;
+                (PhysAddr::new(page), number as usize % ENTRIES)
+            }
+            Level::L2 | Level::L3 => (table, number as usize % ENTRIES),
+        };
+        Entry {
+            level,
+            page,
+            index,
+            descriptor: Descriptor::from_raw(machine.read_word(page, index)),
+        }
+    }
+
+    /// Walks to the entry for `ipa` at level `stop`, or to the leaf or empty entry above it.
+    fn descend<M: Memory>(&self, machine: &M, ipa: Ipa, stop: Level) -> Entry {
+        let mut entry = self.entry_in(machine, self.root, Level::L1, ipa);
+        while entry.level < stop {
+            let (View::Table(table), Some(next)) = (entry.view(), entry.level.next()) else {
+                break;
+            };
+            entry = self.entry_in(machine, table, next, ipa);
+        }
+        entry
+    }
+
+    /// What stands at an address below [`Self::end`]; beyond it is one hole.
+    pub fn lookup<M: Memory>(&self, machine: &M, ipa: Ipa) -> Lookup {
+        if ipa.raw() >= self.end() {
+            return Lookup::Hole { end: u64::MAX };
+        }
+        let entry = self.descend(machine, ipa, Level::L3);
+        let offset = ipa.raw() & (entry.level.span() - 1);
+        let end = ipa.raw() - offset + entry.level.span();
+        match entry.view() {
+            View::Leaf(pa, bits) => Lookup::Mapped {
+                pa: PhysAddr::new(pa.raw() + offset),
+                bits,
+                end,
+            },
+            View::Table(_) | View::Invalid => Lookup::Hole { end },
+        }
+    }
 }

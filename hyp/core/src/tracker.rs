@@ -229,18 +229,22 @@ impl<'t> Tracker<'t> {
         Some(range.first + offset as usize)
     }
 
-    /// First address of the page with this index in the entries, for walks over all RAM in order.
-    pub fn page_at(&self, index: usize) -> Option<PhysAddr> {
-        let range = self
-            .ranges
-            .iter()
-            .rev()
-            .find(|r| r.first <= index)
-            .filter(|_| index < self.entries.len())?;
-        range
-            .pages
-            .start()
-            .checked_add((index - range.first) as u64 * porthole_abi::PAGE_SIZE)
+    /// Address of the page with this index in the entries and the pages from it to the end of its range, for
+    /// walks over all RAM in order.
+    pub fn run_at(&self, index: usize) -> Option<(PhysAddr, usize)> {
+        let range = self.ranges.iter().rev().find(|r| r.first <= index)?;
+        let offset = index - range.first;
+        let left = (range.pages.count() as usize).checked_sub(offset)?;
+        let bytes = offset as u64 * porthole_abi::PAGE_SIZE;
+        let pa = range.pages.start().checked_add(bytes)?;
+        (left > 0).then_some((pa, left))
+    }
+
+    /// State of the page with this index; `Hyp` behind the last.
+    pub fn state_at(&self, index: usize) -> PageState {
+        self.entries
+            .get(index)
+            .map_or(PageState::Hyp, |e| e.state())
     }
 
     /// State of the page that holds `pa`; `None` if it is not RAM.
