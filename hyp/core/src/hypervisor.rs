@@ -11,7 +11,7 @@ use crate::host::psci::{ArchCalls, HostCpu};
 use crate::hw::{Machine, SysReg};
 use crate::log_ring::LogRing;
 use crate::memory::{HostMemory, MemoryConfig};
-use crate::stage2::Regime;
+use crate::stage2::{BlockChange, Regime};
 use crate::stats::Stats;
 use crate::tracker::PageEntry;
 use crate::vm::Slots;
@@ -119,6 +119,7 @@ impl<M: Machine> Hypervisor<M> {
                 hidden: config.hidden,
                 host_root: config.host_root,
                 pa_range: (machine.id_register(ID_AA64MMFR0) & 15) as u8,
+                block_change: BlockChange::BreakFirst,
             },
             config.tracker,
         )
