@@ -27,9 +27,10 @@
 //!   taken from the other end, so that what lives for ever does not cut up what comes and goes.
 //!
 //! The allocator is a bitmap with a hint below which nothing is free: with slots free at the hint,
-//! which is the ordinary case, a mapping costs one or two word operations; the worst case looks at
-//! each word of the bitmap (16 of them for 2 MiB) once for every used run. Lowest-first reuses the
-//! slots that are still in the cache of both sides.
+//! which is the ordinary case, a mapping costs a few word operations. A mapping of up to 64 slots
+//! costs at worst one look at each word of the bitmap (16 for 2 MiB) however fragmented it is; a
+//! longer or more aligned one, one step for every taken slot that spoils a place. Lowest-first
+//! reuses the slots that are still in the cache of both sides. `cargo bench` has the figures.
 //!
 //! # What the host can do, and what not
 //! The host reads and writes every byte of the window at any time. So:

@@ -336,6 +336,9 @@ impl<'a> SlotAllocator<'a> {
         if slots > self.free {
             return None;
         }
+        if slots <= SLOTS_PER_GROUP && align == 1 {
+            return self.fit_short(slots);
+        }
         let mut from = self.lowest;
         loop {
             let start = self.align_up(self.next_free(from)?, align)?;
@@ -345,6 +348,30 @@ impl<'a> SlotAllocator<'a> {
                 Some(used) => from = used + 1,
             }
         }
+    }
+
+    /// The lowest start of up to 64 free slots: each group once, however many holes it has.
+    fn fit_short(&self, slots: usize) -> Option<usize> {
+        let first = self.lowest / SLOTS_PER_GROUP;
+        let mut groups = self.groups.get(first..)?.iter().map(|group| group.free);
+        let mut this = groups.next()?;
+        for i in first.. {
+            let next = groups.next();
+            // Bit n: `have` slots from slot n of this group on are free.
+            let mut runs = u128::from(next.unwrap_or(0)) << SLOTS_PER_GROUP | u128::from(this);
+            let mut have = 1;
+            while have < slots {
+                let step = have.min(slots - have);
+                runs &= runs >> step;
+                have += step;
+            }
+            let starts = runs as u64;
+            if starts != 0 {
+                return Some(i * SLOTS_PER_GROUP + starts.trailing_zeros() as usize);
+            }
+            this = next?;
+        }
+        None
     }
 
     /// The highest start, aligned to `align` slots of the bus, of `slots` free slots.
