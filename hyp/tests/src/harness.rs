@@ -110,6 +110,16 @@ pub fn wait(index: usize) {
     }
 }
 
+/// Whether CPU `index` has no job.
+pub fn idle(index: usize) -> bool {
+    JOBS[index].load(Ordering::Acquire) == 0
+}
+
+/// Forgets the job of a CPU that switched itself off in it.
+pub fn forget(index: usize) {
+    JOBS[index].store(0, Ordering::Release);
+}
+
 /// CPUs that work, the boot CPU included.
 pub fn cpus() -> usize {
     CPUS.load(Ordering::Acquire)

@@ -5,12 +5,17 @@
 #![no_main]
 
 mod arena;
+mod calls;
 mod harness;
 mod hyp;
+mod interrupts;
 mod memory;
 mod puppet;
+mod races;
 mod ranges;
+mod vcpus;
 mod vm;
+mod windows;
 
 use porthole_runtime::{console, entry, mmu, println, psci};
 
@@ -23,7 +28,15 @@ fn main(_dtb: u64) -> ! {
     mmu::enable();
     console::set(console::Uart::Pl011(0x0900_0000));
     harness::start_workers();
-    harness::run(&[memory::TESTS, ranges::TESTS])
+    harness::run(&[
+        memory::TESTS,
+        ranges::TESTS,
+        races::TESTS,
+        windows::TESTS,
+        vcpus::TESTS,
+        calls::TESTS,
+        interrupts::TESTS,
+    ])
 }
 
 #[panic_handler]
