@@ -351,11 +351,13 @@ static long handle_measurement(struct porthole_request *request)
 	struct porthole_result result =
 		porthole_call(PORTHOLE_FN_VM_MEASUREMENT, vm->handle);
 
-	BUILD_BUG_ON(sizeof(measurement->digest) != 4 * sizeof(u64));
+	/* The digest is the memory image of x1 to x4. */
+	const u64 words[] = { result.x1, result.x2, result.x3, result.x4 };
+
+	BUILD_BUG_ON(sizeof(measurement->digest) != sizeof(words));
 	if (result.status)
 		return porthole_errno(result.status);
-	/* The digest is the memory image of x1 to x4. */
-	memcpy(measurement->digest, &result.x1, sizeof(measurement->digest));
+	memcpy(measurement->digest, words, sizeof(words));
 	return 0;
 }
 
@@ -412,7 +414,7 @@ static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 			      file->private_data, cmd, arg);
 }
 
-static int vm_mmap(struct file *file, struct vm_area_struct *vma)
+static int vm_file_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	return porthole_window_mmap(file->private_data, vma);
 }
@@ -421,6 +423,6 @@ static const struct file_operations vm_fops = {
 	.owner = THIS_MODULE,
 	.release = vm_file_release,
 	.unlocked_ioctl = vm_ioctl,
-	.mmap = vm_mmap,
+	.mmap = vm_file_mmap,
 	.llseek = noop_llseek,
 };

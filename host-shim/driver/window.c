@@ -47,7 +47,7 @@ static void window_free(struct porthole_window *window)
 }
 
 /* Notes pages behind those already there; false if the list of extents is full. */
-static bool add_pages(struct porthole_window *window, struct page *page,
+static bool note_pages(struct porthole_window *window, struct page *page,
 		      unsigned int order)
 {
 	struct porthole_extent *last = NULL;
@@ -91,7 +91,7 @@ static int window_alloc_pages(struct porthole_window *window, unsigned long coun
 		/* Each page gets a count of its own: mappings drop them singly. */
 		if (order)
 			split_page(page, order);
-		if (!add_pages(window, page, order)) {
+		if (!note_pages(window, page, order)) {
 			unsigned long i;
 
 			for (i = 0; i < 1UL << order; i++)
