@@ -1,7 +1,7 @@
 //! All policy of Porthole: ownership, stage 2, VMs, windows, hypercalls, PSCI, vGIC, measurement.
 //! Safe code only, no register access: it builds and tests on any machine.
 //! Hardware stands behind the traits of [`hw`]; `porthole-hyp` implements them with `arch`, `mem` and `dev`.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "fakes")), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod addr;
@@ -18,6 +18,8 @@ pub mod smccc;
 pub mod stage2;
 mod stats;
 pub mod syndrome;
+#[cfg(any(test, feature = "fakes"))]
+pub mod testing;
 pub mod tracker;
 pub mod vm;
 pub mod window;

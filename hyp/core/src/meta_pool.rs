@@ -9,8 +9,9 @@ use crate::hw::Memory;
 use crate::memory::transit::Clean;
 use crate::stage2::TableSource;
 
-/// Set in a link that leads on; the end of the list is 0, as in a page that was just zeroed.
-const LINKED: u64 = 1;
+/// Set in a link that leads on; the end of the list is 0, as in a page that was just zeroed. Bit 0 stays clear:
+/// should a walker ever read a link, it faults.
+const LINKED: u64 = 2;
 
 /// The list's head. All pages on it are zero but for word 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
