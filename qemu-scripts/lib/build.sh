@@ -66,7 +66,7 @@ build_vmm() {
 
 # build_module SOURCE-DIRECTORY: release/NAME.ko for every module of the folder, built out of the tree.
 build_module() {
-    local source=$1 work log
+    local source=$1 work log module
     work="$PORTHOLE_OUT/kbuild/$(basename "$source")"
     log="$work.log"
     mkdir -p "$work" "$PORTHOLE_OUT/release"
@@ -78,7 +78,10 @@ build_module() {
         die "the Linux module in $source does not build (whole output: $log)"
     }
     grep -E 'warning:' "$log" >&2 || true
-    find "$work" -name '*.ko' -exec cp -t "$PORTHOLE_OUT/release" {} +
+    # Debug information stays in the work folder: the host would unpack it at every boot.
+    while IFS= read -r module; do
+        "$STRIP" --strip-debug -o "$PORTHOLE_OUT/release/$(basename "$module")" "$module"
+    done < <(find "$work" -name '*.ko')
 }
 
 build_driver() {
