@@ -17,15 +17,22 @@ bench_boot() {
     guest_modules "$KERNEL_DIR/Image" "$(boot_args)" "$RUN_DIR/initrd"
     total=$(first_init porthole "${MACHINE_ARGS[@]}" -kernel "$PORTHOLE_OUT/release/hyp/porthole-hyp.bin" \
         "${MODULE_ARGS[@]}" -serial "file:$BENCH_OUT/boot-porthole.console" -serial "file:$BENCH_OUT/boot-porthole.hyp")
-    entry=$(sed -n 's/.*host entry at counter \([0-9]*\).*/\1/p' "$BENCH_OUT/boot-porthole.hyp" | head -n 1)
+    entry=$(host_entry "$BENCH_OUT/boot-porthole.hyp")
     [ -n "$entry" ] || die "the hypervisor's log names no host entry; see $BENCH_OUT/boot-porthole.hyp"
-    host=$((total - entry))
-    printf '%-44s %14s\n' "kernel entry to first init, bare at EL1" $((bare * TICK)) \
-        "kernel entry to first init, under Porthole" $((host * TICK)) \
-        "hypervisor's own start before that" $((entry * TICK)) ratio "$(ratio "$host" "$bare")"
+    bare=$((bare * TICK)) host=$((total * TICK - entry))
+    printf '%-44s %14s\n' "kernel entry to first init, bare at EL1" "$bare" \
+        "kernel entry to first init, under Porthole" "$host" \
+        "hypervisor's own start before that" "$entry" ratio "$(ratio "$host" "$bare")"
     printf '{"bare": %d, "porthole": %d, "hypervisor_start": %d, "ratio": %s}\n' \
-        $((bare * TICK)) $((host * TICK)) $((entry * TICK)) "$(ratio "$host" "$bare")" >"$BENCH_OUT/boot.json"
+        "$bare" "$host" "$entry" "$(ratio "$host" "$bare")" >"$BENCH_OUT/boot.json"
     say "written to $BENCH_OUT/boot.json"
+}
+
+# host_entry LOG: nanoseconds on the counter when the hypervisor was about to enter the kernel. The lines of its log
+# begin with seconds and microseconds of the same counter, and the last one before the host names the kernel.
+host_entry() {
+    sed -n 's/^\[ *\([0-9]*\)\.\([0-9]*\)\] porthole: host: kernel at .*/\1\2/p' "$1" | head -n 1 |
+        sed 's/^0*\([0-9]\)/\1/; s/$/000/'
 }
 
 boot_args() { printf 'console=ttyAMA0 panic=-1 quiet\n'; }
