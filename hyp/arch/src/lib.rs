@@ -9,6 +9,7 @@ pub mod boot;
 pub mod cache;
 pub mod exceptions;
 pub mod firmware;
+pub mod guest;
 pub mod host;
 pub mod idregs;
 pub mod percpu;
