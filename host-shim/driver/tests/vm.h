@@ -38,6 +38,18 @@ struct vm {
 extern int device;
 extern const char guest_start[], guest_end[];
 
+/* A test: a function with a name that says what holds. */
+struct test {
+	const char *name;
+	void (*run)(void);
+};
+
+#define TEST(name) \
+	static void name(void); \
+	static const struct test test_##name \
+		__attribute__((used, section("tests"))) = { #name, name }; \
+	static void name(void)
+
 /* Ends the test that runs as failed, with the place and the errno. */
 void fail(const char *file, int line, const char *what);
 
