@@ -96,11 +96,19 @@ build_attack() {
         "$PORTHOLE_ROOT/qemu-scripts/attack/touch_page.c" || die "touch_page.c does not build"
 }
 
+# build_driver_tests: release/driver_test, which runs on the host beside the driver.
+build_driver_tests() {
+    local source="$PORTHOLE_ROOT/host-shim/driver/tests"
+    aarch64-linux-gnu-gcc -O2 -Wall -Wextra -Werror -static -pthread -o "$PORTHOLE_OUT/release/driver_test" \
+        "$source"/*.c "$source"/*.S || die "the driver's tests do not build"
+}
+
 # build_all PROFILE: what run.sh boots. PROFILE is the hypervisor's; the rest is always release.
 build_all() {
     build_hyp "$1"
     build_payloads
     build_vmm
     build_driver
+    build_driver_tests
     build_attack
 }

@@ -15,7 +15,7 @@ make_initramfs() {
         cp "$PORTHOLE_OUT/release/porthole" "$root/usr/bin/porthole"
         cp "$PORTHOLE_ROOT/qemu-scripts/initramfs/porthole-demo" "$PORTHOLE_OUT/release/touch_page" "$root/usr/bin/"
         cp "$PORTHOLE_ROOT/qemu-scripts/initramfs/guestlib.sh" "$PORTHOLE_OUT"/release/porthole{,_peek}.ko \
-            "$PORTHOLE_OUT"/release/payload/*.bin "$root/lib/porthole/"
+            "$PORTHOLE_OUT/release/driver_test" "$PORTHOLE_OUT"/release/payload/*.bin "$root/lib/porthole/"
     fi
     chmod -R u+rwX,go+rX "$root"
     pack "$root" "$output"
