@@ -6,6 +6,8 @@
 
 pub mod audit;
 mod sharing;
+#[cfg(test)]
+mod tests;
 mod transfer;
 pub(crate) mod transit;
 

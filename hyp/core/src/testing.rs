@@ -6,6 +6,7 @@ mod cpu;
 mod tlb;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use cpu::FakeCpu;
@@ -41,6 +42,7 @@ pub struct FakeState {
 #[derive(Debug, Default)]
 pub struct FakeMachine {
     state: Mutex<FakeState>,
+    flushes: AtomicUsize,
     /// The CPU side, for scripts.
     pub cpu: FakeCpu,
 }
@@ -96,7 +98,7 @@ impl FakeMachine {
     pub fn restore(state: FakeState) -> Self {
         Self {
             state: Mutex::new(state),
-            cpu: FakeCpu::default(),
+            ..Self::default()
         }
     }
 
@@ -107,6 +109,11 @@ impl FakeMachine {
 
     fn state(&self) -> MutexGuard<'_, FakeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// TLB maintenance operations so far.
+    pub fn flushes(&self) -> usize {
+        self.flushes.load(Ordering::Relaxed)
     }
 
     /// Lets this many page allocations succeed, then none; `None` for all.
@@ -270,12 +277,14 @@ impl Tlb for FakeMachine {
     }
 
     fn flush_range(&self, vmid: Vmid, ipa: Ipa, pages: u64) {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
         state.tlb.flush(vmid.0, ipa.raw(), ipa.raw() + pages * 4096);
         state.broken.clear();
     }
 
     fn flush_vmid(&self, vmid: Vmid) {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
         state.tlb.flush(vmid.0, 0, u64::MAX);
         state.broken.clear();

@@ -130,7 +130,7 @@ impl HostMemory<'_> {
     ///
     /// # Errors
     /// `BadState` before [`Self::retire_step`] returned 0; `TooLarge`; `NotRam`, `NotVmOwned`; `NoMemory` for
-    /// host tables (the pages are still the VM's then).
+    /// host tables (the pages are still the VM's then, though zeroed).
     pub fn reclaim<M: Memory + Tlb>(
         &self,
         machine: &M,

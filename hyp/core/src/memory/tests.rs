@@ -1,0 +1,8 @@
+//! Tests of the memory half of core on the fake machine: the production code, every change followed by the
+//! invariants of the design.
+
+mod audit;
+mod failure;
+mod sharing;
+mod support;
+mod transfer;
