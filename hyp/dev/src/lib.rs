@@ -1,2 +1,8 @@
-//! Placeholder head: see Cargo.toml's description.
-#![no_std]
+//! Devices that EL2 drives itself (PL011, the GICv3's own interrupts), the device tree in which it finds them,
+//! and the command line. What the host may reach of a device is decided in core.
+#![cfg_attr(not(test), no_std)]
+
+pub mod devtree;
+pub mod gicv3;
+pub mod options;
+pub mod pl011;

@@ -1,0 +1,10 @@
+//! The device tree: what the firmware says about the machine ([`read`]), and the edited copy for the host ([`host`]).
+//! The firmware is trusted, so the `fdt` crate may read its blob; nothing that host or guest wrote comes here.
+
+mod host;
+mod read;
+mod writer;
+
+pub use host::{HostTree, write_host_tree};
+pub use read::{CPUS_MAX, Gic, Module, RAM_MAX, Tree, TreeError};
+pub use writer::WriteError;
