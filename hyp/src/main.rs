@@ -1,8 +1,22 @@
-//! Entry.
+//! The EL2 image: boot, traps, console, and the machine that core runs on, put together from `arch`, `mem` and `dev`.
+//! Policy stands in `porthole-core`; this crate only carries registers there and back.
 #![no_std]
 #![no_main]
 
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
+mod boot;
+mod console;
+mod cpu;
+mod fault;
+mod layout;
+mod machine;
+mod traps;
+
+use machine::Hardware;
+use porthole_core::hypervisor::Hypervisor;
+use porthole_core::vm::Slots;
+use spin::Once;
+
+/// Porthole, from the moment before the host starts.
+static HYPERVISOR: Once<Hypervisor<Hardware>> = Once::new();
+/// Its VMs.
+static SLOTS: Slots<Hardware> = Slots::new();

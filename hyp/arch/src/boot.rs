@@ -89,8 +89,8 @@ pub fn take_map() -> &'static mut Map {
     unsafe { &mut *MAP.0.get() }
 }
 
-/// Pages that a device tree at `tree` may reach: two 2 MiB blocks, mapped read-only until it has been read.
-pub fn tree_pages(tree: PhysAddr) -> Option<PhysPages> {
+/// Pages that a device tree at `tree` may reach: two 2 MiB blocks.
+fn tree_pages(tree: PhysAddr) -> Option<PhysPages> {
     let start = tree.raw() & !(TREE_MAX - 1);
     start.checked_add(2 * TREE_MAX)?;
     PhysPages::new(PhysAddr::new(start), 2 * TREE_MAX / PAGE_SIZE).ok()
@@ -100,7 +100,17 @@ fn between(start: PhysAddr, end: PhysAddr) -> Option<PhysPages> {
     PhysPages::new(start, end.raw().checked_sub(start.raw())? / PAGE_SIZE).ok()
 }
 
-/// Maps the image, each part with its own rights, and the device tree if it lies apart from it.
+impl Image {
+    /// The parts of `pages` in front of and behind the image.
+    pub fn around(&self, pages: PhysPages) -> [Option<PhysPages>; 2] {
+        [
+            between(pages.start(), pages.end().min(self.start)),
+            between(pages.start().max(self.end), pages.end()),
+        ]
+    }
+}
+
+/// Maps the image, each part with its own rights, and the device tree's surroundings.
 ///
 /// Runs on the boot CPU with the MMU off: no atomic read-modify-write may be used here.
 #[unsafe(no_mangle)]
@@ -126,11 +136,9 @@ extern "C" fn porthole_early_map(tree: u64) {
             Access::Data,
         );
     }
-    let apart = tree_pages(PhysAddr::new(tree)).filter(|t| {
-        between(image.start, image.end).is_some_and(|i| !i.overlaps(t))
-            && t.end().raw() <= stage1::LIMIT
-    });
-    map_part(apart, Access::Constant);
+    for part in tree_pages(PhysAddr::new(tree)).map_or([None; 2], |t| image.around(t)) {
+        map_part(part, Access::Data);
+    }
 
     // PARange and TCR_EL2.PS have the same encoding; more than 48 bits (6 and up) need no table format of ours.
     let range = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5);

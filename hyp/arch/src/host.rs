@@ -120,14 +120,9 @@ fn has_sve() -> bool {
     field(idregs::ID_AA64PFR0, 32) != 0
 }
 
-/// Prepares this CPU for the host: every EL2 register that bears on EL1, and EL1's own at their reset values.
-///
-/// # Safety
-/// `stage2` must name tables that keep the host away from what is not its own.
-pub unsafe fn prepare(stage2: StageTwo) {
-    VTCR_EL2.set(stage2.vtcr);
-    VTTBR_EL2.set(stage2.vttbr);
-    VPIDR_EL2_set(MIDR_EL1.get());
+/// Prepares this CPU for the host: every EL2 register that bears on EL1 but those of stage 2, and EL1's own at their
+/// reset values. Once on each of its ways up.
+pub fn prepare() {
     VMPIDR_EL2.set(MPIDR_EL1.get());
     CPTR_EL2.set(cptr());
     MDCR_EL2.set(mdcr());
@@ -137,6 +132,7 @@ pub unsafe fn prepare(stage2: StageTwo) {
     // SAFETY: these registers exist where the ID registers say so; they give the host the use of its own CPU
     // features, and EL2 uses none of them.
     unsafe {
+        write_sysreg!("vpidr_el2", MIDR_EL1.get());
         write_sysreg!("hstr_el2", 0);
         write_sysreg!("S3_4_C12_C9_5", 0xf); // ICC_SRE_EL2: Enable, DIB, DFB, SRE
         aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
@@ -166,6 +162,17 @@ pub unsafe fn prepare(stage2: StageTwo) {
     MDSCR_EL1.set(0);
     CNTP_CTL_EL0.set(0);
     CNTV_CTL_EL0.set(0);
+}
+
+/// Turns the host's stage 2 on and leaves EL2 for its EL1 at `pc` with `argument` in x0, all other registers zero and
+/// EL2's stack empty.
+///
+/// # Safety
+/// [`prepare`] has run on this CPU; `stage2` names tables that keep the host away from what is not its own; nothing on
+/// this CPU's stack is needed any more.
+pub unsafe fn enter(stage2: StageTwo, pc: PhysAddr, argument: u64) -> ! {
+    VTCR_EL2.set(stage2.vtcr);
+    VTTBR_EL2.set(stage2.vttbr);
     HCR_EL2.set(hcr());
     // SAFETY: invalidation only; entries from before stage 2 must not be used under it.
     unsafe {
@@ -180,19 +187,6 @@ pub unsafe fn prepare(stage2: StageTwo) {
             options(nostack, preserves_flags)
         );
     }
-}
-
-#[allow(non_snake_case)]
-fn VPIDR_EL2_set(value: u64) {
-    // SAFETY: what EL1 reads as MIDR_EL1; EL2 does not use it.
-    unsafe { write_sysreg!("vpidr_el2", value) };
-}
-
-/// Leaves EL2 for the host's EL1 at `pc` with `argument` in x0, all other registers zero and EL2's stack empty.
-///
-/// # Safety
-/// [`prepare`] has run on this CPU; nothing on this CPU's stack is needed any more.
-pub unsafe fn enter(pc: PhysAddr, argument: u64) -> ! {
     ELR_EL2.set(pc.raw());
     SPSR_EL2.set(PSTATE_ENTRY);
     let top = boot::stack_top(SP.get());
@@ -286,4 +280,9 @@ pub fn translate(address: u64, el0: bool) -> Option<u64> {
     let result = PAR_EL1.get();
     PAR_EL1.set(saved);
     (result & 1 == 0).then_some((result >> 12 & 0xf_ffff_ffff) << 4)
+}
+
+/// Waits for an interrupt; for CPUs that have nothing left to do.
+pub fn wait() {
+    aarch64_cpu::asm::wfi();
 }

@@ -14,4 +14,5 @@ pub mod host;
 pub mod idregs;
 pub mod percpu;
 pub mod stage1;
+pub mod time;
 pub mod tlb;

@@ -61,8 +61,6 @@ pub enum MapError {
     OutOfRange,
     /// All tables of the image are in use.
     NoTable,
-    /// Part of the range is mapped already.
-    Overlap,
 }
 
 #[derive(Clone, Copy)]
@@ -73,6 +71,7 @@ struct Table([u64; 512]);
 #[repr(C, align(4096))]
 pub struct Map {
     tables: [Table; TABLES],
+    /// Tables in use beside the root.
     used: usize,
 }
 
@@ -81,7 +80,7 @@ impl Map {
     pub(crate) const fn new() -> Self {
         Self {
             tables: [Table([0; 512]); TABLES],
-            used: 1,
+            used: 0,
         }
     }
 
@@ -90,76 +89,56 @@ impl Map {
         (&raw const self.tables[0]) as u64
     }
 
-    /// Maps `pages` to themselves in the largest blocks that fit. After an error, part of the range may be mapped.
+    /// Maps `pages` to themselves in the largest blocks that fit; what is mapped already stays as it is. After an
+    /// error, part of the range may be mapped.
     ///
     /// # Errors
     /// See [`MapError`].
     pub fn map(&mut self, pages: PhysPages, access: Access) -> Result<(), MapError> {
-        self.fill(pages, Some(access))?;
-        publish();
-        Ok(())
-    }
-
-    /// Removes `pages`, mapped before with the same bounds, and their TLB entries.
-    ///
-    /// # Errors
-    /// [`MapError::OutOfRange`]; [`MapError::NoTable`] when a block had to be split.
-    pub fn unmap(&mut self, pages: PhysPages) -> Result<(), MapError> {
-        self.fill(pages, None)?;
-        // SAFETY: invalidation only makes the walker read the tables again.
-        unsafe {
-            asm!(
-                "dsb ishst",
-                "tlbi alle2is",
-                "dsb ish",
-                "isb",
-                options(nostack, preserves_flags)
-            );
-        }
-        Ok(())
-    }
-
-    fn fill(&mut self, pages: PhysPages, access: Option<Access>) -> Result<(), MapError> {
         let (mut at, end) = (pages.start().raw(), pages.end().raw());
         if end > LIMIT {
             return Err(MapError::OutOfRange);
         }
         while at < end {
-            let (mut table, mut level) = (0, 1);
-            loop {
-                let shift = 39 - 9 * level;
-                let (index, size) = ((at >> shift) as usize & 511, 1u64 << shift);
-                let entry = self.tables[table].0[index];
-                let is_leaf = level == 3 || entry & (VALID | TABLE_OR_PAGE) == VALID;
-                let whole = at & (size - 1) == 0 && end - at >= size;
-                if whole && (level == 3 || is_leaf || entry & VALID == 0) {
-                    self.tables[table].0[index] = match access {
-                        Some(_) if entry & VALID != 0 => return Err(MapError::Overlap),
-                        Some(a) if level == 3 => at | a.bits() | TABLE_OR_PAGE,
-                        Some(a) => at | a.bits(),
-                        None => 0,
-                    };
-                    at += size;
-                    break;
-                }
-                if entry & VALID == 0 {
-                    let new = self.used;
-                    if new == TABLES {
-                        return Err(MapError::NoTable);
-                    }
-                    self.used += 1;
-                    let address = (&raw const self.tables[new]) as u64;
-                    self.tables[table].0[index] = address | VALID | TABLE_OR_PAGE;
-                    table = new;
-                } else if is_leaf {
-                    return Err(MapError::Overlap);
-                } else {
-                    table = ((entry & ADDRESS) - self.root()) as usize / PAGE_SIZE as usize;
-                }
-                level += 1;
-            }
+            at = self.step(at, end, access)?;
         }
+        publish();
         Ok(())
+    }
+
+    /// Maps one block at `at`; returns where the next one starts.
+    fn step(&mut self, at: u64, end: u64, access: Access) -> Result<u64, MapError> {
+        let mut table = 0;
+        for level in 1..=3 {
+            let shift = 39 - 9 * level;
+            let (index, size) = ((at >> shift) as usize & 511, 1u64 << shift);
+            let entry = self.tables[table].0[index];
+            let valid = entry & VALID != 0;
+            if valid && (level == 3 || entry & TABLE_OR_PAGE == 0) {
+                return Ok((at & !(size - 1)) + size);
+            }
+            if !valid && at & (size - 1) == 0 && end - at >= size {
+                let kind = if level == 3 { TABLE_OR_PAGE } else { 0 };
+                self.tables[table].0[index] = at | access.bits() | kind;
+                return Ok(at + size);
+            }
+            table = if valid {
+                ((entry & ADDRESS) - self.root()) as usize / PAGE_SIZE as usize
+            } else {
+                self.new_table(table, index)?
+            };
+        }
+        // Level 3 holds pages, and every range consists of pages: one of the branches above was taken.
+        Err(MapError::OutOfRange)
+    }
+
+    fn new_table(&mut self, parent: usize, index: usize) -> Result<usize, MapError> {
+        let new = self.used + 1;
+        let table = self.tables.get(new).ok_or(MapError::NoTable)?;
+        let address = (&raw const *table) as u64;
+        self.used += 1;
+        self.tables[parent].0[index] = address | VALID | TABLE_OR_PAGE;
+        Ok(new)
     }
 }
 
