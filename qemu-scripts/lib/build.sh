@@ -47,6 +47,17 @@ build_hostile() {
     build_bare "$1" porthole-tests "$PORTHOLE_OUT/$1/tests"
 }
 
+# build_selftest PROFILE: PROFILE/tests/switch-selftest.elf, which needs no hypervisor: it is the world switch alone.
+build_selftest() {
+    local elf
+    say "building the self-test of the world switch ($1)"
+    elf=$(cargo_bare build --quiet -p porthole-arch --example switch_selftest "$(profile_flag "$1")" \
+        --message-format=json-render-diagnostics) || die "the self-test does not build (see above)"
+    elf=$(grep -o '"executable":"[^"]*"' <<<"$elf" | cut -d'"' -f4)
+    mkdir -p "$PORTHOLE_OUT/$1/tests"
+    cp "$elf" "$PORTHOLE_OUT/$1/tests/switch-selftest.elf"
+}
+
 # build_payloads: release/payload/*.bin, the bare-metal guests.
 build_payloads() {
     say "building the bare-metal guests"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The el2 tier: the hostile host in place of Linux, driving the real hypervisor under QEMU.
+# The el2 tier: the hostile host in place of Linux, driving the real hypervisor under QEMU; and the world switch alone.
 # It reports on the first serial port and switches the machine off; no last line means the run failed.
 
 EL2_CPUS=(cortex-a72 "max,pauth-impdef=on")
@@ -37,17 +37,44 @@ hostile_run() {
     fi
 }
 
+# selftest_run PROFILE CPU: the world switch alone at EL2, with small guests of its own.
+selftest_run() {
+    local profile=$1 cpu=$2 label="$1,${2%%,*}" status=0 line
+    local base="$TEST_LOGS/switch-$1-${2%%,*}"
+    machine_args virtualization=on,gic-version=3 "$cpu" 1 512M
+    : >"$base.console"
+    # Under -icount the counter counts instructions, which one of the tests limits.
+    timeout 60 qemu-system-aarch64 "${MACHINE_ARGS[@]}" -icount shift=0 -no-reboot -serial "file:$base.console" \
+        -kernel "$PORTHOLE_OUT/$profile/tests/switch-selftest.elf" </dev/null || status=$?
+    while IFS= read -r line || [ -n "$line" ]; do
+        case "$line" in
+            'test '*' ... ok') printf 'test switch_%s[%s] ... ok\n' "$(cut -d' ' -f2 <<<"$line")" "$label" ;;
+            'test '*' ... FAILED'*)
+                printf 'test switch_%s[%s] ... FAILED%s\n' "$(cut -d' ' -f2 <<<"$line")" "$label" \
+                    "${line#* ... FAILED}"
+                ;;
+        esac
+    done <"$base.console"
+    if grep -q '^selftest: PASS' "$base.console"; then
+        pass "switch_selftest_passed[$label]"
+    else
+        fail "switch_selftest_passed[$label]" "QEMU status $status, see $base.console"
+    fi
+}
+
 tier_el2() {
     local profile cpu
     for profile in debug release; do
         [[ "${EL2_ONLY:-$profile}" = *"$profile"* ]] || continue
         check "hypervisor_builds[$profile]" build_hyp "$profile"
         check "hostile_host_builds[$profile]" build_hostile "$profile"
+        check "switch_selftest_builds[$profile]" build_selftest "$profile"
     done
     for profile in debug release; do
         for cpu in "${EL2_CPUS[@]}"; do
             [[ "$profile,$cpu" = "${EL2_ONLY:-}"* ]] || continue
-            say "el2: hostile host, $profile build, $cpu"
+            say "el2: world switch and hostile host, $profile build, $cpu"
+            start_job "switch-$profile-${cpu%%,*}" selftest_run "$profile" "$cpu"
             start_job "el2-$profile-${cpu%%,*}" hostile_run "$profile" "$cpu"
         done
     done

@@ -4,6 +4,7 @@
 use core::arch::asm;
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use porthole_arch::guest::Redistributor;
 use porthole_core::context::VcpuContext;
@@ -39,6 +40,17 @@ pub fn print(args: fmt::Arguments<'_>) {
 #[macro_export]
 macro_rules! println {
     ($($arg:tt)*) => { $crate::machine::print(format_args!("{}\n", format_args!($($arg)*))) };
+}
+
+static FAULT_EXPECTED: AtomicBool = AtomicBool::new(false);
+
+/// The next fault of EL2 is what a test wants.
+pub fn expect_fault() {
+    FAULT_EXPECTED.store(true, Ordering::Relaxed);
+}
+
+pub fn fault_expected() -> bool {
+    FAULT_EXPECTED.load(Ordering::Relaxed)
 }
 
 /// PSCI SYSTEM_OFF through the conduit of the virt machine with EL2, SMC.

@@ -29,6 +29,8 @@ const SCTLR_MMU: u64 = 1;
 const EC_FP: u64 = 0x07;
 /// ESR_EL2.EC of a trapped MSR, MRS or system instruction.
 const EC_SYSTEM_REGISTER: u64 = 0x18;
+/// Op0 of the debug registers, in the syndrome's bits 21:20.
+const DEBUG_OP0: u64 = 2;
 
 /// The host's state while a vCPU is loaded.
 struct Host {
@@ -183,12 +185,11 @@ impl GuestCpu {
                 vcpu.fp_live = true;
                 true
             }
-            EC_SYSTEM_REGISTER => {
-                self.host
-                    .borrow_mut()
-                    .debug
-                    .access(vcpu, esr, &self.features.get())
-            }
+            EC_SYSTEM_REGISTER if (esr >> 20) & 3 == DEBUG_OP0 => self
+                .host
+                .borrow_mut()
+                .debug
+                .access(vcpu, esr, &self.features.get()),
             _ => false,
         }
     }
