@@ -111,13 +111,11 @@ static void forget(struct porthole_pages *pages, struct page *page, bool back)
  * 2 MiB blocks (one a GiB), with a few last-level tables for the ends of each
  * region and the windows. More is donated when the hypervisor asks.
  */
-struct page *porthole_memory_first_metadata(struct porthole_vm *vm,
-					    const struct porthole_vm_config *config,
+struct page *porthole_memory_first_metadata(const struct porthole_vm_config *config,
 					    unsigned int extra_order,
 					    unsigned int *order)
 {
 	u64 pages = 1 + (u64)config->vcpus * PORTHOLE_VCPU_META_PAGES;
-	struct page *page;
 	u32 i;
 
 	for (i = 0; i < config->region_count; i++) {
@@ -131,8 +129,8 @@ struct page *porthole_memory_first_metadata(struct porthole_vm *vm,
 	*order = order_base_2(pages) + extra_order;
 	if (*order > PORTHOLE_BLOCK_ORDER)
 		return NULL;
-	page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_NOWARN, *order);
-	return page;
+	return alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL,
+			   *order);
 }
 
 /* Donates more metadata. Under mem_lock. */

@@ -156,8 +156,7 @@ int porthole_vm_state(struct porthole_vm *vm);
 /* memory.c */
 void porthole_memory_init(struct porthole_vm *vm);
 int porthole_memory_add_ram(struct porthole_vm *vm, u64 base, u64 size);
-struct page *porthole_memory_first_metadata(struct porthole_vm *vm,
-					    const struct porthole_vm_config *config,
+struct page *porthole_memory_first_metadata(const struct porthole_vm_config *config,
 					    unsigned int extra_order,
 					    unsigned int *order);
 void porthole_memory_keep(struct porthole_pages *pages, struct page *page,

@@ -226,7 +226,7 @@ static int create_in_hypervisor(struct porthole_vm *vm,
 
 	for (extra = 0; extra <= PORTHOLE_BLOCK_ORDER; extra++) {
 		struct page *page =
-			porthole_memory_first_metadata(vm, config, extra, &order);
+			porthole_memory_first_metadata(config, extra, &order);
 
 		if (!page)
 			return -ENOMEM;
