@@ -107,15 +107,16 @@ static void forget(struct porthole_pages *pages, struct page *page, bool back)
 }
 
 /*
- * The metadata for VM_CREATE: the root, the vCPUs, the tables of RAM mapped in
- * 2 MiB blocks (one a GiB), with a few last-level tables for the ends of each
- * region and the windows. More is donated when the hypervisor asks.
+ * The metadata for VM_CREATE: the root, the interrupt controller, the vCPUs, the
+ * tables of RAM mapped in 2 MiB blocks (one a GiB), with a few last-level tables
+ * for the ends of each region and the windows. More is donated when the
+ * hypervisor asks.
  */
 struct page *porthole_memory_first_metadata(const struct porthole_vm_config *config,
 					    unsigned int extra_order,
 					    unsigned int *order)
 {
-	u64 pages = 1 + (u64)config->vcpus * PORTHOLE_VCPU_META_PAGES;
+	u64 pages = 2 + (u64)config->vcpus * PORTHOLE_VCPU_META_PAGES;
 	u32 i;
 
 	for (i = 0; i < config->region_count; i++) {

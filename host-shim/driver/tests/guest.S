@@ -45,7 +45,7 @@ table:
 	.word	interrupt - table	/* 6 */
 	.word	second - table		/* 7 */
 	.word	reset - table		/* 8 */
-	.word	crash - table		/* 9 */
+	.word	lost - table		/* 9 */
 	.word	kicks - table		/* 10 */
 	.word	sleep - table		/* 11 */
 
@@ -59,8 +59,8 @@ reset:
 	hvc	#0
 	b	.
 
-	/* An instruction fetch from where nothing is. */
-crash:
+	/* An instruction fetch from where nothing is, the vectors included. */
+lost:
 	br	x19
 
 spin:
