@@ -21,5 +21,6 @@ pub mod syndrome;
 #[cfg(any(test, feature = "fakes"))]
 pub mod testing;
 pub mod tracker;
+pub mod vgic;
 pub mod vm;
 pub mod window;
