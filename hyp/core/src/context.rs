@@ -91,7 +91,7 @@ pub struct GicRegs {
 }
 
 /// All register state of a vCPU. `porthole-arch` takes field offsets with `offset_of!`.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 #[repr(C)]
 pub struct VcpuContext {
     /// x0 to x30.
@@ -124,26 +124,4 @@ pub struct VcpuContext {
     pub fp_live: bool,
     /// The guest has written a debug register since its reset.
     pub debug_used: bool,
-}
-
-impl Default for VcpuContext {
-    fn default() -> Self {
-        Self {
-            x: [0; 31],
-            pc: 0,
-            pstate: 0,
-            vttbr: 0,
-            vtcr: 0,
-            vmpidr: 0,
-            hcr_extra: 0,
-            el1: El1Regs::default(),
-            pauth: PauthKeys::default(),
-            timer: TimerRegs::default(),
-            gic: GicRegs::default(),
-            fp: FpRegs::default(),
-            debug: DebugRegs::default(),
-            fp_live: false,
-            debug_used: false,
-        }
-    }
 }

@@ -2,6 +2,8 @@
 //! Each entry point is implemented beside its subject: host calls in `host`, the host's PSCI in `host::psci`,
 //! the run loop in `run`. Nothing here touches hardware but through [`Machine`].
 
+use core::sync::atomic::AtomicBool;
+
 use arrayvec::ArrayVec;
 use porthole_abi::Features;
 use thiserror::Error;
@@ -13,7 +15,7 @@ use crate::log_ring::LogRing;
 use crate::memory::{HostMemory, MemoryConfig};
 use crate::stage2::{BlockChange, Regime};
 use crate::stats::Stats;
-use crate::tracker::PageEntry;
+use crate::tracker::{PageEntry, RAM_RANGES_MAX};
 use crate::vm::Slots;
 
 /// Most physical CPUs.
@@ -91,7 +93,9 @@ pub struct Hypervisor<M: Machine> {
     pub(crate) arch_calls: ArchCalls,
     pub(crate) features: Features,
     pub(crate) hyp: PhysPages,
-    pub(crate) ram_bytes: u64,
+    pub(crate) ram: ArrayVec<PhysPages, RAM_RANGES_MAX>,
+    /// The machine goes down: no guest is entered and no call is served any more.
+    pub(crate) halting: AtomicBool,
     pub(crate) log: &'static LogRing,
     pub(crate) stats: Stats,
 }
@@ -132,7 +136,8 @@ impl<M: Machine> Hypervisor<M> {
             cpus,
             features: config.features,
             hyp: config.hyp,
-            ram_bytes: config.ram.iter().map(PhysPages::bytes).sum(),
+            ram: config.ram.iter().copied().take(RAM_RANGES_MAX).collect(),
+            halting: AtomicBool::new(false),
             log: config.log,
             stats: Stats::new(),
         })

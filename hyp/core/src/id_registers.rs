@@ -236,7 +236,11 @@ mod tests {
         assert_eq!(guest_value(id(7, 0), 5) & 0xf, PA_RANGE_36);
         assert_eq!(guest_value(id(7, 0), 0) & 0xf, 0);
         assert_eq!(guest_value(id(6, 0), 3 << 20) >> 20 & 0xf, 2, "no LSE128");
-        assert_eq!(guest_value(id(4, 0), 0x00ff_0000) >> 16 & 0xff, 0xff, "no FP");
+        assert_eq!(
+            guest_value(id(4, 0), 0x00ff_0000) >> 16 & 0xff,
+            0xff,
+            "no FP"
+        );
     }
 
     #[test]

@@ -171,8 +171,9 @@ impl Link {
                     .is_ok();
                 if woken { Poke::Wake } else { Poke::Nothing }
             }
-            place => u8::try_from(place - RUNNING)
-                .map_or(Poke::Nothing, |cpu| Poke::Kick(CpuId(cpu))),
+            place => {
+                u8::try_from(place - RUNNING).map_or(Poke::Nothing, |cpu| Poke::Kick(CpuId(cpu)))
+            }
         }
     }
 }
@@ -217,7 +218,10 @@ mod tests {
         assert_eq!((context.vttbr, context.vtcr), (5, 6));
         assert_eq!(context.vmpidr, 0x8000_0002);
         assert_eq!((context.timer.cntvoff, context.timer.cntv_cval), (77, 11));
-        assert_eq!((context.pc, context.x[0], context.x[1]), (0x8000_0000, 4, 0));
+        assert_eq!(
+            (context.pc, context.x[0], context.x[1]),
+            (0x8000_0000, 4, 0)
+        );
         assert_eq!((context.el1.ttbr0, context.el1.sctlr), (0, 0x30d0_0800));
         assert!(context.pauth.0 == [0; 10]);
     }

@@ -1,17 +1,18 @@
 //! What the host at EL1 can ask for: hypercalls by HVC, PSCI and SMCCC by SMC, and its stage-2 faults.
 //! Each call is an untrusted request: copied once, checked whole, then done or refused with nothing changed.
 
+mod calls;
 pub mod psci;
 
 use core::sync::atomic::Ordering;
 
-use porthole_abi::{CALL_COUNT, CALL_REVISION, CALL_UID, Error, HVC_IMMEDIATE, HostFunction, UID};
+use porthole_abi::{CALL_COUNT, CALL_REVISION, CALL_UID, HVC_IMMEDIATE, HostFunction, UID};
 
 use crate::addr::PhysAddr;
 use crate::hw::Machine;
 use crate::hypervisor::{HostFaultAction, Hypervisor};
 use crate::smccc::{Call, result};
-use crate::stats::count;
+use crate::stats::{count, count_own};
 use crate::syndrome::{Fault, Syndrome, fault_ipa};
 
 /// Number of calls that `CALL_COUNT` tells: those of the host plus the three discovery calls.
@@ -47,7 +48,7 @@ impl<M: Machine> Hypervisor<M> {
         let call = Call::new(x);
         if let Some(function) = HostFunction::from_id(call.function) {
             if let Some(counters) = self.stats.cpu(self.machine.id()) {
-                count(&counters.host_calls);
+                count_own(&counters.host_calls);
             }
             x[0] = match self.host_call(function, x) {
                 Ok(()) => result::SUCCESS,
@@ -98,9 +99,5 @@ impl<M: Machine> Hypervisor<M> {
         } else {
             HostFaultAction::TranslationFault
         }
-    }
-
-    fn host_call(&self, _function: HostFunction, _x: &mut [u64; 31]) -> Result<(), Error> {
-        Err(Error::NotSupported)
     }
 }

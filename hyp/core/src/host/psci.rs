@@ -44,11 +44,6 @@ impl HostCpu {
         }
     }
 
-    /// Whether the host runs on it.
-    pub(crate) fn is_on(&self) -> bool {
-        *self.power.lock() == Power::On
-    }
-
     /// Moves from one state to another; tells whether the CPU was in the first.
     fn exchange(&self, from: Power, to: Power) -> bool {
         let mut power = self.power.lock();
@@ -209,7 +204,7 @@ impl<M: Machine> Hypervisor<M> {
             return result::INVALID_PARAMETERS;
         };
         let host_ram = self.memory.page_state(PhysAddr::new(entry)) == Some(PageState::Host);
-        if entry % 4 != 0 || !host_ram {
+        if !entry.is_multiple_of(4) || !host_ram {
             return result::INVALID_ADDRESS;
         }
         let starting = Power::Starting(HostEntry {

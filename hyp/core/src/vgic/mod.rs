@@ -8,6 +8,7 @@ mod redistributor;
 #[cfg(test)]
 mod tests;
 
+pub use lists::hcr;
 use porthole_abi::{Error, SPI_BASE, SPIS_MAX, VCPUS_MAX};
 
 /// INTID of the EL1 virtual timer's PPI, in hardware as in a guest.
