@@ -7,6 +7,8 @@ pub mod descriptor;
 pub mod geometry;
 pub mod plan;
 pub mod reserve;
+#[cfg(test)]
+mod tests;
 
 use porthole_abi::PAGE_SIZE;
 

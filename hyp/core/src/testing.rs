@@ -65,6 +65,14 @@ impl FakeState {
         }
     }
 
+    /// The same with an empty TLB.
+    pub fn without_tlb(self) -> Self {
+        Self {
+            tlb: FakeTlb::default(),
+            ..self
+        }
+    }
+
     fn violation(&mut self, what: String) {
         self.violations.push(what);
     }
@@ -181,13 +189,22 @@ impl FakeMachine {
         !self.state().pages.contains_key(&page.raw())
     }
 
-    /// # Panics
-    /// If a cached translation differs from the tables, or a rule was broken on the way.
-    pub fn assert_sound(&self) {
+    /// What is wrong, if a cached translation differs from the tables or a rule was broken on the way.
+    pub fn unsound(&self) -> Option<String> {
         let state = self.state();
-        assert!(state.violations.is_empty(), "{:#?}", state.violations);
+        if !state.violations.is_empty() {
+            return Some(format!("{:#?}", state.violations));
+        }
         let stale = tlb::stale(&state);
-        assert!(stale.is_empty(), "stale translations: {stale:#x?}");
+        (!stale.is_empty()).then(|| format!("stale translations: {stale:#x?}"))
+    }
+
+    /// # Panics
+    /// If [`Self::unsound`].
+    pub fn assert_sound(&self) {
+        if let Some(why) = self.unsound() {
+            panic!("{why}");
+        }
     }
 }
 

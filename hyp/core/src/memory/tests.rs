@@ -3,6 +3,7 @@
 
 mod audit;
 mod failure;
+mod model;
 mod sharing;
 mod support;
 mod transfer;
