@@ -121,11 +121,13 @@ struct page *porthole_memory_first_metadata(const struct porthole_vm_config *con
 
 	for (i = 0; i < config->region_count; i++) {
 		const struct porthole_region_desc *region = &config->regions[i];
+		/* A size beyond that is the hypervisor's to refuse. */
+		u64 size = min_t(u64, region->size, 1ULL << PORTHOLE_GUEST_IPA_BITS);
 
 		if (region->kind == PORTHOLE_REGION_RAM)
-			pages += DIV_ROUND_UP_ULL(region->size, SZ_1G) + 3;
+			pages += DIV_ROUND_UP_ULL(size, SZ_1G) + 3;
 		else if (region->kind == PORTHOLE_REGION_WINDOW)
-			pages += DIV_ROUND_UP_ULL(region->size, SZ_1G) + 2;
+			pages += DIV_ROUND_UP_ULL(size, SZ_1G) + 2;
 	}
 	*order = order_base_2(pages) + extra_order;
 	if (*order > PORTHOLE_BLOCK_ORDER)
