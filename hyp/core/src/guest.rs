@@ -14,7 +14,8 @@ use crate::tracker::VmSlot;
 use crate::window::WindowTable;
 
 /// Memory of one VM. Made by `HostMemory::create_guest`; there is one for each slot in use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Clone))]
 pub struct GuestMemory {
     pub(crate) slot: VmSlot,
     pub(crate) regions: Regions,
@@ -23,7 +24,6 @@ pub struct GuestMemory {
     pub(crate) windows: WindowTable,
     pub(crate) memory_pages: u64,
     pub(crate) metadata_pages: u64,
-    pub(crate) retired: bool,
 }
 
 /// A run of mapped guest pages that is contiguous on both sides.
@@ -71,7 +71,7 @@ impl GuestMemory {
 
     /// Whether no translation of the VM exists any more and its pages may be reclaimed.
     pub fn is_retired(&self) -> bool {
-        self.retired
+        !self.stage2.is_live()
     }
 
     /// Whether a page is mapped at this address (another vCPU's fault may have been served meanwhile).
@@ -91,7 +91,7 @@ impl GuestMemory {
     /// # Errors
     /// `BadState` once the VM was retired.
     pub(crate) fn live(&self) -> Result<(), Error> {
-        if self.retired {
+        if self.is_retired() {
             return Err(Error::BadState);
         }
         Ok(())

@@ -14,7 +14,8 @@ use crate::stage2::TableSource;
 const LINKED: u64 = 2;
 
 /// The list's head. All pages on it are zero but for word 0.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(test, derive(Clone))]
 pub struct MetaPool {
     head: Option<PhysAddr>,
     free: u64,

@@ -104,3 +104,105 @@ impl Regions {
             .ok_or(Error::OutsideRegion)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(regions: &[(u64, u64, u32)]) -> VmConfig {
+        let mut config = VmConfig {
+            version: 0,
+            vcpus: 2,
+            flags: 0,
+            spi_count: 0,
+            msi_base: 0,
+            msi_count: 0,
+            region_count: regions.len() as u32,
+            meta_pa: 0,
+            meta_pages: 0,
+            reserved: [0; 2],
+            regions: [RegionDesc::default(); VM_REGIONS_MAX],
+        };
+        for (to, (base, size, kind)) in config.regions.iter_mut().zip(regions) {
+            *to = RegionDesc {
+                base: *base,
+                size: *size,
+                kind: *kind,
+                reserved: 0,
+            };
+        }
+        config
+    }
+
+    const RAM: (u64, u64, u32) = (0x8000_0000, 0x10_0000, 1);
+
+    #[test]
+    fn a_usual_map_is_taken_and_answers() {
+        let regions = Regions::new(&config(&[
+            RAM,
+            (0x1000_0000, 0x1f00_0000, 2),
+            (0x0800_0000, GICD_SIZE, 3),
+            (0x080a_0000, 2 * GICR_STRIDE, 4),
+            (0x0802_0000, 0x1000, 5),
+            ((1 << 36) - 0x1000, 0x1000, 1),
+        ]))
+        .unwrap();
+        let kind = |ipa| regions.find(Ipa::new(ipa)).map(|r| r.kind);
+        assert_eq!(kind(0x8000_0000), Some(RegionKind::Ram));
+        assert_eq!(kind(0x8010_0000), None);
+        assert_eq!(kind(0x0802_0fff), Some(RegionKind::GicV2m));
+        assert!(regions.of_kind(RegionKind::GicDistributor).is_some());
+        assert_eq!(regions.iter().count(), 6);
+        let pages = |ipa, count| IpaPages::new(Ipa::new(ipa), count).unwrap();
+        let inside = |kind, ipa, count| regions.inside(kind, &pages(ipa, count));
+        assert_eq!(inside(RegionKind::Ram, 0x8000_0000, 256), Ok(()));
+        for (kind, ipa, count) in [
+            (RegionKind::Ram, 0x8000_0000, 257),
+            (RegionKind::Window, 0x8000_0000, 1),
+            (RegionKind::Ram, 0x7fff_f000, 2),
+        ] {
+            assert_eq!(inside(kind, ipa, count), Err(Error::OutsideRegion));
+        }
+    }
+
+    #[test]
+    fn a02_impossible_maps_are_refused() {
+        let bad: &[&[(u64, u64, u32)]] = &[
+            &[],
+            &[(0x1000_0000, 0x1000, 2)],
+            &[(0x8000_0000, 0, 1)],
+            &[(0x8000_0800, 0x1000, 1)],
+            &[(0x8000_0000, 0x1800, 1)],
+            &[(1 << 36, 0x1000, 1)],
+            &[((1 << 36) - 0x1000, 0x2000, 1)],
+            &[(!0xfff, 0x1000, 1)],
+            &[(!0xfff, 0x2000, 1)],
+            &[(0, !0xfff, 1)],
+            &[(0x8000_0000, 0x1000, 0)],
+            &[(0x8000_0000, 0x1000, 6)],
+            &[RAM, RAM],
+            &[RAM, (0x800f_f000, 0x2000, 2)],
+            &[RAM, (0, GICD_SIZE / 2, 3)],
+            &[RAM, (0, GICR_STRIDE, 4)],
+            &[RAM, (0, 0x2000, 5)],
+            &[RAM, (0, GICD_SIZE, 3), (GICD_SIZE, GICD_SIZE, 3)],
+        ];
+        for regions in bad {
+            let result = Regions::new(&config(regions));
+            assert_eq!(result, Err(Error::BadRegions), "{regions:x?}");
+        }
+        let mut many = config(&[RAM]);
+        many.region_count = 17;
+        assert_eq!(Regions::new(&many), Err(Error::BadRegions));
+    }
+
+    #[test]
+    fn a08_reserved_fields_are_zero() {
+        let mut reserved = config(&[RAM]);
+        reserved.regions[0].reserved = 1;
+        assert_eq!(Regions::new(&reserved), Err(Error::ReservedNonZero));
+        let mut unused = config(&[RAM, (0x1000, 0x1000, 2)]);
+        unused.region_count = 1;
+        assert_eq!(Regions::new(&unused), Err(Error::ReservedNonZero));
+    }
+}

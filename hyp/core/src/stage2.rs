@@ -25,9 +25,14 @@ use crate::hw::{Memory, Vmid};
 const ENTRIES: usize = 512;
 
 /// One regime's tables. Whoever has it by `&mut` is the only one to change them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+///
+/// Invariant: as long as `live`, `root` and every table below it lie in pages that EL2 alone reaches. After
+/// [`Self::clear`] these pages may be anybody's, and nothing here reads them again.
+#[derive(Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Stage2 {
     root: PhysAddr,
+    live: bool,
     geometry: Geometry,
     vmid: Vmid,
     change: BlockChange,
@@ -72,6 +77,7 @@ impl Stage2 {
     pub const fn new(root: PhysAddr, geometry: Geometry, vmid: Vmid, change: BlockChange) -> Self {
         Self {
             root,
+            live: true,
             geometry,
             vmid,
             change,
@@ -86,6 +92,11 @@ impl Stage2 {
     /// First input address behind the last.
     pub const fn end(&self) -> u64 {
         self.geometry.end()
+    }
+
+    /// Whether there are tables; not after [`Self::clear`].
+    pub const fn is_live(&self) -> bool {
+        self.live
     }
 
     fn entry_in<M: Memory>(&self, machine: &M, table: PhysAddr, level: Level, ipa: Ipa) -> Entry {
@@ -119,9 +130,9 @@ impl Stage2 {
         entry
     }
 
-    /// What stands at an address below [`Self::end`]; beyond it is one hole.
+    /// What stands at an address below [`Self::end`]; beyond it, and after [`Self::clear`], is one hole.
     pub fn lookup<M: Memory>(&self, machine: &M, ipa: Ipa) -> Lookup {
-        if ipa.raw() >= self.end() {
+        if !self.live || ipa.raw() >= self.end() {
             return Lookup::Hole { end: u64::MAX };
         }
         let entry = self.descend(machine, ipa, Level::L3);

@@ -305,3 +305,77 @@ impl<'t> Tracker<'t> {
         counts == self.counts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages(start: u64, count: u64) -> PhysPages {
+        PhysPages::new(PhysAddr::new(start), count).unwrap()
+    }
+
+    #[test]
+    fn every_state_survives_packing() {
+        let mut states = vec![PageState::Hyp, PageState::Host, PageState::Pinned];
+        for vm in (0..VMS_MAX).filter_map(VmSlot::new) {
+            states.extend([PageState::VmMemory(vm), PageState::VmMetadata(vm)]);
+            let windows = (0..WINDOWS_MAX).filter_map(WindowSlot::new);
+            states.extend(windows.map(|w| PageState::Window(vm, w)));
+        }
+        for state in states {
+            assert_eq!(PageEntry::pack(state).state(), state);
+        }
+        assert_eq!(PageEntry::default().state(), PageState::Hyp);
+    }
+
+    #[test]
+    fn damaged_entries_belong_to_nobody_but_the_hypervisor() {
+        for raw in [6, 0xff, 0x4002, 0xff03, 0x20_0004, 0x4004] {
+            assert_eq!(PageEntry(raw).state(), PageState::Hyp, "{raw:#x}");
+        }
+        assert_eq!(VmSlot::new(VMS_MAX), None);
+        assert_eq!(WindowSlot::new(WINDOWS_MAX), None);
+    }
+
+    #[test]
+    fn ranges_are_tracked_apart_and_counted() {
+        let mut entries = [PageEntry::default(); 8];
+        let ram = [pages(0x1000, 3), pages(0x1_0000, 4)];
+        let mut tracker = Tracker::new(&ram, &mut entries).unwrap();
+        assert_eq!(tracker.len(), 7);
+        for hole in [0, 0xfff, 0x4000, 0xf000, 0x1_4000, u64::MAX] {
+            assert_eq!(tracker.state(PhysAddr::new(hole)), None);
+        }
+        tracker.set_range(&pages(0x3000, 1), PageState::Host);
+        tracker.set_range(&pages(0x1_0000, 2), PageState::Pinned);
+        assert_eq!(tracker.epoch(), 2);
+        assert_eq!(tracker.count(PageOwner::Host), 1);
+        assert_eq!(tracker.count(PageOwner::Hyp), 4);
+        assert_eq!(tracker.ram(PhysAddr::new(0x1_1fff)), Ok(PageState::Pinned));
+        assert_eq!(tracker.state_at(3), PageState::Pinned);
+        assert_eq!(tracker.run_at(2), Some((PhysAddr::new(0x3000), 1)));
+        assert_eq!(tracker.run_at(4), Some((PhysAddr::new(0x1_1000), 3)));
+        assert_eq!(tracker.run_at(7), None);
+        let mut seen = 0;
+        let partly = tracker.check_range(&pages(0x2000, 3), |_| {
+            seen += 1;
+            Ok(())
+        });
+        assert_eq!((partly, seen), (Err(Error::NotRam), 2));
+        assert!(tracker.check());
+    }
+
+    #[test]
+    fn maps_of_ram_that_make_no_sense_are_refused() {
+        let mut entries = [PageEntry::default(); 4];
+        let mut new = |ram: &[PhysPages]| Tracker::new(ram, &mut entries).err();
+        assert_eq!(new(&[]), Some(Error::Empty));
+        assert_eq!(new(&[pages(0, 5)]), Some(Error::TooLarge));
+        let backwards = [pages(0x2000, 1), pages(0, 1)];
+        assert_eq!(new(&backwards), Some(Error::InvalidParameter));
+        let overlap = [pages(0, 2), pages(0x1000, 1)];
+        assert_eq!(new(&overlap), Some(Error::InvalidParameter));
+        let many: Vec<_> = (0..9).map(|i| pages(i * 0x2000, 1)).collect();
+        assert_eq!(new(&many), Some(Error::TooLarge));
+    }
+}

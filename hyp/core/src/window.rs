@@ -183,7 +183,8 @@ pub(crate) enum Place {
 }
 
 /// The windows of one VM, by slot. Invariant: no two overlap.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Clone))]
 pub struct WindowTable([Option<Window>; WINDOWS_MAX]);
 
 impl Default for WindowTable {

@@ -163,7 +163,7 @@ impl HostMemory<'_> {
     /// no translation of the VM exists, its metadata is unused and its pages may be reclaimed. The caller has
     /// dropped everything placed in metadata pages before the first [`Self::reclaim`].
     pub fn retire_step<M: Memory + Tlb>(&self, machine: &M, guest: &mut GuestMemory) -> usize {
-        if guest.retired {
+        if guest.is_retired() {
             return 0;
         }
         let first = guest.windows.iter_from(0).next().map(|(slot, _)| slot);
@@ -174,7 +174,6 @@ impl HostMemory<'_> {
         if left == 0 {
             guest.stage2.clear(machine);
             guest.meta.forget();
-            guest.retired = true;
         }
         left
     }

@@ -54,7 +54,6 @@ impl HostMemory<'_> {
             windows: WindowTable::default(),
             memory_pages: 0,
             metadata_pages: metadata.count(),
-            retired: false,
         })
     }
 
@@ -137,7 +136,7 @@ impl HostMemory<'_> {
         guest: &mut GuestMemory,
         pages: PhysPages,
     ) -> Result<(), Error> {
-        if !guest.retired {
+        if !guest.is_retired() {
             return Err(Error::BadState);
         }
         bounded(&pages)?;

@@ -145,8 +145,8 @@ impl Stage2 {
         }
     }
 
-    /// Empties the root: nothing is mapped any more and no TLB knows otherwise. The tables below are left to
-    /// whoever owns their pages.
+    /// Empties the root for good: nothing is mapped any more and no TLB knows otherwise. The tables' pages are
+    /// left to whoever owns them.
     pub fn clear<M: Memory + Tlb>(&mut self, machine: &M) {
         for number in 0..self.geometry.root_entries() {
             let ipa = Ipa::new(number << Level::L1.shift());
@@ -154,6 +154,7 @@ impl Stage2 {
             self.write(machine, &entry, Descriptor::INVALID);
         }
         machine.flush_vmid(self.vmid);
+        self.live = false;
     }
 
     /// Joins the tables on the way to `ipa` into blocks where they map one block's worth in order.

@@ -43,7 +43,7 @@ impl MapPlan {
     /// Adds a run behind those added before.
     ///
     /// # Errors
-    /// `OutsideRegion` beyond the input size, `AlreadyMapped`.
+    /// `BadState` for tables that were cleared, `OutsideRegion` beyond the input size, `AlreadyMapped`.
     pub fn add<M: Memory>(
         &mut self,
         machine: &M,
@@ -52,6 +52,9 @@ impl MapPlan {
         pa: PhysAddr,
         pages: u64,
     ) -> Result<(), Error> {
+        if !tables.is_live() {
+            return Err(Error::BadState);
+        }
         let end = pages
             .checked_mul(PAGE_SIZE)
             .and_then(|bytes| ipa.checked_add(bytes));

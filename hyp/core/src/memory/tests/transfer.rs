@@ -454,3 +454,26 @@ fn a08_parameter_blocks_are_copied_from_the_hosts_own_pages_only() {
         );
     }
 }
+
+#[test]
+fn a09_tables_of_a_dead_vm_are_never_read_again() {
+    let mut t = tracker();
+    let world = World::new(&mut t);
+    let (m, memory) = (&world.machine, &world.memory);
+    let mut guest = world.guest(0, FREE, 8);
+    let to = Ipa::new(GUEST_RAM);
+    memory
+        .donate(m, &mut guest, pages(HIGH, 1), to, Content::Zeroed)
+        .unwrap();
+    world.retire(&mut guest);
+    m.unwatch(slot(0).vmid());
+    memory.reclaim(m, &mut guest, pages(FREE, 8)).unwrap();
+    // The host writes into what was the root: a block over all of a GiB.
+    m.poke(pa(FREE), (GUEST_RAM >> 30) as usize, HIGH | 0x7fd);
+    assert!(!guest.is_mapped(m, to));
+    assert_eq!(world.audit(&[&guest]), (0, 0, None));
+    let again = memory.donate(m, &mut guest, pages(FREE, 1), to, Content::Zeroed);
+    assert_eq!(again, Err(Error::BadState));
+    memory.reclaim(m, &mut guest, pages(HIGH, 1)).unwrap();
+    world.check(&[]);
+}
