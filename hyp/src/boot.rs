@@ -111,7 +111,7 @@ extern "C" fn porthole_boot(tree_address: u64) -> ! {
     if let Some(feature) = host::missing_feature() {
         stop(format_args!("cannot start: the CPU lacks {feature}"));
     }
-    let start = start(map, &tree, tree_address, memory);
+    let start = start(map, &tree, tree_address, options, memory);
     enter_host(start.kernel, start.tree)
 }
 
@@ -121,7 +121,13 @@ struct Start {
     tree: PhysAddr,
 }
 
-fn start(map: &mut Map, tree: &Tree<'_>, tree_address: u64, memory: BootMemory) -> Start {
+fn start(
+    map: &mut Map,
+    tree: &Tree<'_>,
+    tree_address: u64,
+    options: Options,
+    memory: BootMemory,
+) -> Start {
     let image = boot::image();
     let ram = tree.ram().or_stop();
     let cpus = tree.cpus().or_stop();
@@ -179,6 +185,7 @@ fn start(map: &mut Map, tree: &Tree<'_>, tree_address: u64, memory: BootMemory) 
     machine.start_cpu();
     let hidden: ArrayVec<PhysPages, 1> = tree.log_uart().and_then(uart_pages).into_iter().collect();
     let mut features = Features::empty();
+    features.set(Features::UNSAFE_DMA, options.unsafe_dma);
     features.set(Features::LOG_UART, !hidden.is_empty());
     features.set(Features::DEBUG_BUILD, cfg!(debug_assertions));
     features.set(Features::TRNG, machine.has_random());

@@ -8,12 +8,16 @@ use log::LevelFilter;
 pub struct Options {
     /// Messages above this level are dropped.
     pub log: LevelFilter,
+    /// `porthole.dma=unsafe`: protected VMs may be created although DMA of the host is not confined. The
+    /// default, `porthole.dma=required`, refuses them then.
+    pub unsafe_dma: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             log: LevelFilter::Info,
+            unsafe_dma: false,
         }
     }
 }
@@ -25,6 +29,10 @@ impl Options {
         for word in line.split_ascii_whitespace() {
             let known = match word.split_once('=') {
                 Some(("porthole.log", level)) => level.parse().map(|l| options.log = l).is_ok(),
+                Some(("porthole.dma", value @ ("unsafe" | "required"))) => {
+                    options.unsafe_dma = value == "unsafe";
+                    true
+                }
                 _ => false,
             };
             if !known {
@@ -55,6 +63,18 @@ mod tests {
         let (options, refused) = parse("porthole.log=trace porthole.log=debug");
         assert_eq!(options.log, LevelFilter::Debug);
         assert!(refused.is_empty());
+    }
+
+    #[test]
+    fn dma_must_be_safe_unless_told_otherwise() {
+        assert!(!parse("").0.unsafe_dma);
+        assert!(parse("porthole.dma=unsafe").0.unsafe_dma);
+        assert!(
+            !parse("porthole.dma=unsafe porthole.dma=required")
+                .0
+                .unsafe_dma
+        );
+        assert_eq!(parse("porthole.dma=maybe").1, ["porthole.dma=maybe"]);
     }
 
     #[test]
