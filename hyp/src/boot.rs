@@ -325,7 +325,7 @@ fn check_kernel(
     let (offset, size) = (number(8), number(16));
     if kernel.start.raw().wrapping_sub(offset) % KERNEL_ALIGN != 0 {
         stop(format_args!(
-            "cannot start: the kernel at {} must be loaded {offset:#x} bytes behind a multiple of 2 MiB",
+            "cannot start: the kernel at {} is misplaced; load it {offset:#x} bytes behind a multiple of 2 MiB",
             kernel.start
         ));
     }

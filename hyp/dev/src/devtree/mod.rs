@@ -3,6 +3,8 @@
 
 mod host;
 mod read;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use host::{HostTree, write_host_tree};
