@@ -1,0 +1,11 @@
+//! The VMM of Porthole as a library: what `porthole run` builds a guest's machine from, and the other commands.
+//! It talks to the driver through `porthole-uapi` and never sees guest memory beyond the devices' windows.
+#![forbid(unsafe_code)]
+
+pub mod boot;
+pub mod bus;
+pub mod cli;
+pub mod layout;
+pub mod pci;
+pub mod seccomp;
+pub mod virtio;

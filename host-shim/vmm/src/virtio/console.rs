@@ -1,0 +1,433 @@
+//! virtio-console (VIRTIO 1.2, 5.3): one port, a receive and a transmit queue.
+//! Where bytes come from and go to is a `Backend`; this module only moves them between it and the window.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, ChainError};
+use super::queue::{DeviceQueue, Fault};
+use super::{Handler, VirtioDevice};
+use crate::bus::lock;
+
+const ID: u16 = 3;
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const QUEUE_SIZES: [u16; 2] = [64, 64];
+/// Bytes copied at once.
+const PIECE: usize = 4096;
+/// Bytes of input that wait for the guest.
+const INPUT_MAX: usize = 64 << 10;
+
+/// Bytes on their way to the guest: filled by whoever has input, emptied by the device.
+pub struct Input {
+    bytes: Mutex<VecDeque<u8>>,
+    /// There is input.
+    filled: EventFd,
+    /// There is room again after a push that did not take everything.
+    drained: EventFd,
+}
+
+impl Input {
+    /// Nothing in it.
+    pub fn new() -> io::Result<Self> {
+        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        Ok(Self {
+            bytes: Mutex::new(VecDeque::new()),
+            filled: event()?,
+            drained: event()?,
+        })
+    }
+
+    /// Takes as many of the bytes as there is room for, and says how many.
+    pub fn push(&self, data: &[u8]) -> usize {
+        let mut bytes = lock(&self.bytes);
+        let taken = data.len().min(INPUT_MAX - bytes.len());
+        bytes.extend(&data[..taken]);
+        drop(bytes);
+        if taken > 0 {
+            // A full counter is a signal too.
+            let _ = self.filled.write(1);
+        }
+        taken
+    }
+
+    /// Signalled when a full buffer has room again.
+    pub fn drained(&self) -> &EventFd {
+        &self.drained
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.bytes).is_empty()
+    }
+
+    fn peek(&self, data: &mut [u8]) -> usize {
+        let bytes = lock(&self.bytes);
+        let count = data.len().min(bytes.len());
+        for (to, from) in data.iter_mut().zip(bytes.iter()) {
+            *to = *from;
+        }
+        count
+    }
+
+    fn consume(&self, count: usize) {
+        let mut bytes = lock(&self.bytes);
+        let was_full = bytes.len() == INPUT_MAX;
+        bytes.drain(..count);
+        drop(bytes);
+        if was_full && count > 0 {
+            let _ = self.drained.write(1);
+        }
+    }
+}
+
+/// Where the guest's bytes go.
+pub enum Output {
+    /// Back to the guest.
+    Echo(Arc<Input>),
+    /// To a file or stream. On an error the bytes are dropped.
+    Stream(Box<dyn Write + Send>),
+}
+
+impl Output {
+    /// Takes as many bytes as it can now.
+    fn write(&mut self, data: &[u8]) -> usize {
+        match self {
+            Self::Echo(input) => input.push(data),
+            Self::Stream(stream) => {
+                if let Err(e) = stream.write_all(data).and_then(|()| stream.flush()) {
+                    tracing::debug!("console output lost: {e}");
+                }
+                data.len()
+            }
+        }
+    }
+}
+
+/// The device.
+pub struct Console {
+    config: [u8; 12],
+    input: Arc<Input>,
+    output: Arc<Mutex<Output>>,
+}
+
+impl Console {
+    /// A console between `input` and `output`.
+    pub fn new(input: Arc<Input>, output: Output) -> Self {
+        let mut config = [0; 12];
+        // max_nr_ports, which counts only with MULTIPORT: one.
+        config[4..8].copy_from_slice(&1u32.to_le_bytes());
+        Self {
+            config,
+            input,
+            output: Arc::new(Mutex::new(output)),
+        }
+    }
+}
+
+impl VirtioDevice for Console {
+    fn id(&self) -> u16 {
+        ID
+    }
+
+    fn class(&self) -> [u8; 3] {
+        // Simple communication controller, other.
+        [0x07, 0x80, 0x00]
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn write_config(&mut self, _: usize, _: &[u8]) {
+        // Only emerg_wr is writable, with a feature that is not offered.
+    }
+
+    fn start(&mut self, _: u64, queues: Vec<DeviceQueue>) -> io::Result<Box<dyn Handler>> {
+        Ok(Box::new(Port {
+            queues,
+            input: self.input.clone(),
+            output: self.output.clone(),
+            sending: None,
+        }))
+    }
+}
+
+/// The port at work.
+struct Port {
+    queues: Vec<DeviceQueue>,
+    input: Arc<Input>,
+    output: Arc<Mutex<Output>>,
+    /// A chain that the output did not take whole, and how much it took.
+    sending: Option<(Chain, u32)>,
+}
+
+impl Port {
+    fn queue(&mut self, index: u16) -> Option<&mut DeviceQueue> {
+        self.queues.iter_mut().find(|q| q.index() == index)
+    }
+
+    /// Input to receive buffers, while there are both.
+    fn receive(&mut self) -> Result<(), Fault> {
+        let input = self.input.clone();
+        let Some(queue) = self.queue(RECEIVE) else {
+            return Ok(());
+        };
+        let mut used = false;
+        loop {
+            queue.disable_notification()?;
+            while !input.is_empty() {
+                let Some(chain) = queue.pop()? else { break };
+                let mut written = 0;
+                let mut piece = [0; PIECE];
+                while written < chain.writable_len() {
+                    let count = input.peek(&mut piece);
+                    let done = chain
+                        .write(queue.memory(), written, &piece[..count])
+                        .map_err(|error| fault(RECEIVE, error))?;
+                    input.consume(done);
+                    written += done as u32;
+                    if done == 0 {
+                        break;
+                    }
+                }
+                queue.complete(&chain, written)?;
+                used = true;
+            }
+            if !queue.enable_notification()? || input.is_empty() {
+                break;
+            }
+        }
+        if used { queue.notify() } else { Ok(()) }
+    }
+
+    /// Transmit buffers to the output, while there are any and it takes them.
+    fn transmit(&mut self) -> Result<(), Fault> {
+        let (output, mut sending) = (self.output.clone(), self.sending.take());
+        let Some(queue) = self.queue(TRANSMIT) else {
+            return Ok(());
+        };
+        let mut output = lock(&output);
+        let mut used = false;
+        'work: loop {
+            queue.disable_notification()?;
+            loop {
+                let next = match sending.take() {
+                    Some(unfinished) => Some(unfinished),
+                    None => queue.pop()?.map(|chain| (chain, 0)),
+                };
+                let Some((chain, mut done)) = next else { break };
+                while done < chain.readable_len() {
+                    let mut piece = [0; PIECE];
+                    let count = chain
+                        .read(queue.memory(), done, &mut piece)
+                        .map_err(|error| fault(TRANSMIT, error))?;
+                    let taken = output.write(&piece[..count]);
+                    done += taken as u32;
+                    if taken < count {
+                        sending = Some((chain, done));
+                        break 'work;
+                    }
+                }
+                queue.complete(&chain, 0)?;
+                used = true;
+            }
+            if !queue.enable_notification()? {
+                break;
+            }
+        }
+        if used {
+            queue.notify()?;
+        }
+        self.sending = sending;
+        Ok(())
+    }
+}
+
+fn fault(queue: u16, error: ChainError) -> Fault {
+    Fault::Chain { queue, error }
+}
+
+impl Handler for Port {
+    fn sources(&self) -> Vec<RawFd> {
+        vec![self.input.filled.as_raw_fd()]
+    }
+
+    fn doorbell(&mut self, queue: u16) -> Result<(), Fault> {
+        match queue {
+            RECEIVE => {
+                self.receive()?;
+                // An echo that was held up has room now.
+                if self.sending.is_some() {
+                    self.transmit()?;
+                }
+                Ok(())
+            }
+            _ => self.transmit(),
+        }
+    }
+
+    fn event(&mut self, _: usize) -> Result<(), Fault> {
+        let _ = self.input.filled.read();
+        self.doorbell(RECEIVE)
+    }
+
+    fn queues(&self) -> &[DeviceQueue] {
+        &self.queues
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+    use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::virtio::queue::tests::{device_queue, memories, shared};
+    use crate::virtio::window::tests::BASE;
+
+    const RX_RINGS: u64 = BASE;
+    const TX_RINGS: u64 = BASE + 0x4000;
+    const RX_BUFFER: u64 = BASE + 0x1_0000;
+    const TX_BUFFER: u64 = BASE + 0x2_0000;
+
+    struct Sent(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sent {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            lock(&self.0).extend_from_slice(data);
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn buffer(address: u64, length: u32, writable: bool) -> RawDescriptor {
+        let flags = if writable {
+            VRING_DESC_F_WRITE as u16
+        } else {
+            0
+        };
+        RawDescriptor::from(Descriptor::new(address, length, flags, 0))
+    }
+
+    fn with_port(
+        output: Output,
+        input: Arc<Input>,
+        test: impl FnOnce(
+            &GuestMemoryMmap,
+            &MockSplitQueue<GuestMemoryMmap>,
+            &MockSplitQueue<GuestMemoryMmap>,
+            &mut dyn Handler,
+        ),
+    ) {
+        let (driver, memory) = memories();
+        let rx = MockSplitQueue::create(&driver, GuestAddress(RX_RINGS), 8);
+        let tx = MockSplitQueue::create(&driver, GuestAddress(TX_RINGS), 8);
+        let shared = shared();
+        let queues = vec![
+            device_queue(&rx, RECEIVE, memory.clone(), shared.clone()),
+            device_queue(&tx, TRANSMIT, memory, shared),
+        ];
+        let mut port = Console::new(input, output).start(0, queues).unwrap();
+        test(&driver, &rx, &tx, &mut *port);
+    }
+
+    #[test]
+    fn what_the_guest_sends_comes_out() {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let output = Output::Stream(Box::new(Sent(sent.clone())));
+        with_port(
+            output,
+            Arc::new(Input::new().unwrap()),
+            |driver, _, tx, port| {
+                let text = vec![b'x'; 3 * PIECE + 17];
+                driver.write_slice(&text, GuestAddress(TX_BUFFER)).unwrap();
+                tx.build_desc_chain(&[buffer(TX_BUFFER, text.len() as u32, false)])
+                    .unwrap();
+                port.doorbell(TRANSMIT).unwrap();
+                assert_eq!(*lock(&sent), text);
+                assert_eq!(tx.used().idx().load(), 1);
+            },
+        );
+    }
+
+    #[test]
+    fn input_waits_for_a_buffer_and_fills_it() {
+        let input = Arc::new(Input::new().unwrap());
+        let output = Output::Stream(Box::new(io::sink()));
+        with_port(output, input.clone(), |driver, rx, _, port| {
+            assert_eq!(input.push(b"typed"), 5);
+            port.event(0).unwrap();
+            assert_eq!(rx.used().idx().load(), 0);
+            rx.build_desc_chain(&[buffer(RX_BUFFER, 4, true)]).unwrap();
+            port.doorbell(RECEIVE).unwrap();
+            let mut data = [0; 4];
+            driver
+                .read_slice(&mut data, GuestAddress(RX_BUFFER))
+                .unwrap();
+            assert_eq!(&data, b"type");
+            assert!(!input.is_empty(), "one byte is left");
+        });
+    }
+
+    #[test]
+    fn an_echo_larger_than_the_buffer_is_held_up_and_goes_on() {
+        let input = Arc::new(Input::new().unwrap());
+        with_port(
+            Output::Echo(input.clone()),
+            input.clone(),
+            |_, rx, tx, port| {
+                let length = INPUT_MAX as u32 + 100;
+                tx.build_desc_chain(&[buffer(TX_BUFFER, length, false)])
+                    .unwrap();
+                port.doorbell(TRANSMIT).unwrap();
+                assert_eq!(tx.used().idx().load(), 0, "not taken whole");
+                rx.build_desc_chain(&[buffer(RX_BUFFER, 4096, true)])
+                    .unwrap();
+                port.doorbell(RECEIVE).unwrap();
+                assert_eq!(rx.used().idx().load(), 1);
+                assert_eq!(tx.used().idx().load(), 1);
+            },
+        );
+    }
+
+    #[test]
+    fn input_beyond_its_room_is_not_taken() {
+        let input = Input::new().unwrap();
+        assert_eq!(input.push(&vec![0; INPUT_MAX + 5]), INPUT_MAX);
+        assert_eq!(input.push(b"more"), 0);
+        input.consume(1);
+        assert!(input.drained().read().is_ok());
+        assert_eq!(input.push(b"more"), 1);
+    }
+
+    #[test]
+    fn a25_a_buffer_outside_the_window_is_a_fault() {
+        let input = Arc::new(Input::new().unwrap());
+        let output = Output::Stream(Box::new(io::sink()));
+        with_port(output, input.clone(), |_, rx, tx, port| {
+            tx.build_desc_chain(&[buffer(0x8000_0000, 64, false)])
+                .unwrap();
+            assert!(port.doorbell(TRANSMIT).is_err());
+            input.push(b"x");
+            rx.build_desc_chain(&[buffer(0x8000_0000, 64, true)])
+                .unwrap();
+            assert!(port.doorbell(RECEIVE).is_err());
+        });
+    }
+}

@@ -1,0 +1,323 @@
+//! A split virtqueue as its device sees it: `virtio_queue::Queue` for the rings, `chain` for descriptors, the
+//! window for memory. Every mistake of the guest comes out as a `Fault`.
+//! Source: VIRTIO 1.2, 2.7 (split virtqueues).
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, ChainError, check};
+use super::shared::Shared;
+use super::window::WindowMemory;
+
+/// Why a device needs a reset.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// A chain or ring broke the rules.
+    #[error("queue {queue}: {error}")]
+    Chain {
+        /// Queue number.
+        queue: u16,
+        /// What is wrong.
+        error: ChainError,
+    },
+    /// A ring's state cannot be.
+    #[error("queue {queue}: {error}")]
+    Ring {
+        /// Queue number.
+        queue: u16,
+        /// What is wrong.
+        error: virtio_queue::Error,
+    },
+    /// The driver's set-up cannot work.
+    #[error("{0}")]
+    Setup(&'static str),
+    /// The host's side failed.
+    #[error("the host's side failed: {0}")]
+    Host(#[from] io::Error),
+}
+
+/// Fails unless a queue's three rings lie in the window.
+pub fn check_rings(memory: &WindowMemory, index: u16, queue: &Queue) -> Result<(), Fault> {
+    let entries = u64::from(queue.size());
+    [
+        ("descriptor table", queue.desc_table(), 16 * entries),
+        ("available ring", queue.avail_ring(), 6 + 2 * entries),
+        ("used ring", queue.used_ring(), 6 + 8 * entries),
+    ]
+    .into_iter()
+    .try_for_each(|(what, address, length)| check(memory, what, address, length))
+    .map_err(|error| Fault::Chain {
+        queue: index,
+        error,
+    })
+}
+
+/// A queue in use.
+pub struct DeviceQueue {
+    queue: Queue,
+    index: u16,
+    memory: Arc<WindowMemory>,
+    shared: Arc<Shared>,
+    doorbell: EventFd,
+    indirect: bool,
+}
+
+impl DeviceQueue {
+    /// A queue whose rings were checked; `indirect`: the feature was negotiated.
+    pub fn new(
+        queue: Queue,
+        index: u16,
+        memory: Arc<WindowMemory>,
+        shared: Arc<Shared>,
+        doorbell: EventFd,
+        indirect: bool,
+    ) -> Self {
+        Self {
+            queue,
+            index,
+            memory,
+            shared,
+            doorbell,
+            indirect,
+        }
+    }
+
+    /// Queue number.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// What the driver's notifications signal.
+    pub fn doorbell(&self) -> &EventFd {
+        &self.doorbell
+    }
+
+    /// The device's memory.
+    pub fn memory(&self) -> &WindowMemory {
+        &self.memory
+    }
+
+    fn ring(&self, error: virtio_queue::Error) -> Fault {
+        Fault::Ring {
+            queue: self.index,
+            error,
+        }
+    }
+
+    /// The next chain that the driver made available.
+    pub fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+        let (index, memory) = (self.index, self.memory.clone());
+        let popped = match self.queue.iter(&*memory) {
+            Ok(mut available) => available.next().map(|chain| chain.head_index()),
+            Err(e) => return Err(self.ring(e)),
+        };
+        let Some(head) = popped else { return Ok(None) };
+        let (table, size) = (self.queue.desc_table(), self.queue.size());
+        Chain::walk(&memory, table, size, head, self.indirect)
+            .map(Some)
+            .map_err(|error| Fault::Chain {
+                queue: index,
+                error,
+            })
+    }
+
+    /// Gives a chain back with `written` bytes in its writable buffers.
+    pub fn complete(&mut self, chain: &Chain, written: u32) -> Result<(), Fault> {
+        let memory = self.memory.clone();
+        self.queue
+            .add_used(&*memory, chain.head(), written)
+            .map_err(|e| self.ring(e))
+    }
+
+    /// Interrupts the driver, if it wants to hear of what was completed since the last time.
+    pub fn notify(&mut self) -> Result<(), Fault> {
+        let memory = self.memory.clone();
+        let mut wanted = self
+            .queue
+            .needs_notification(&*memory)
+            .map_err(|e| self.ring(e))?;
+        if wanted && !self.queue.event_idx_enabled() {
+            // The crate leaves the flag to its user.
+            fence(Ordering::SeqCst);
+            let flags: u16 = memory
+                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+                .map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))?;
+            wanted = u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0;
+        }
+        if wanted {
+            self.shared.interrupt_queue(self.index);
+        }
+        Ok(())
+    }
+
+    /// The driver need not ring while the device works.
+    pub fn disable_notification(&mut self) -> Result<(), Fault> {
+        let memory = self.memory.clone();
+        self.queue
+            .disable_notification(&*memory)
+            .map_err(|e| self.ring(e))
+    }
+
+    /// The driver has to ring again; true if something came in the meantime.
+    pub fn enable_notification(&mut self) -> Result<bool, Fault> {
+        let memory = self.memory.clone();
+        self.queue
+            .enable_notification(&*memory)
+            .map_err(|e| self.ring(e))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegion};
+
+    use super::*;
+    use crate::pci::msix::{MsiLines, Msix};
+    use crate::virtio::window::tests::{BASE, SIZE};
+
+    /// Shared state of a device with two queues and no MSI-X vectors.
+    pub(crate) fn shared() -> Arc<Shared> {
+        let lines = Arc::new(MsiLines::new(64, Vec::new()));
+        Arc::new(Shared::new(
+            "test",
+            2,
+            Arc::new(Msix::new("test", 0, lines)),
+        ))
+    }
+
+    /// The same window twice: as the guest's memory and as the device's.
+    pub(crate) fn memories() -> (GuestMemoryMmap, Arc<WindowMemory>) {
+        let pages = Arc::new(MmapRegion::new(SIZE as usize).unwrap());
+        let map = || {
+            let region = GuestRegionMmap::with_arc(pages.clone(), GuestAddress(BASE)).unwrap();
+            GuestMemoryMmap::from_regions(vec![region]).unwrap()
+        };
+        (map(), Arc::new(map()))
+    }
+
+    /// A device queue over the mock that a test drives.
+    pub(crate) fn device_queue(
+        mock: &MockSplitQueue<GuestMemoryMmap>,
+        index: u16,
+        memory: Arc<WindowMemory>,
+        shared: Arc<Shared>,
+    ) -> DeviceQueue {
+        let queue: Queue = mock.create_queue().unwrap();
+        let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        check_rings(&memory, index, &queue).unwrap();
+        DeviceQueue::new(queue, index, memory, shared, doorbell, true)
+    }
+
+    fn set_avail_index(driver: &GuestMemoryMmap, queue: &Queue, index: u16) {
+        driver
+            .write_obj(index.to_le(), GuestAddress(queue.avail_ring() + 2))
+            .unwrap();
+    }
+
+    #[test]
+    fn chains_go_out_and_come_back_with_an_interrupt() {
+        let (driver, memory) = memories();
+        let mock = MockSplitQueue::create(&driver, GuestAddress(BASE), 8);
+        let shared = shared();
+        let mut queue = device_queue(&mock, 1, memory, shared.clone());
+        assert!(queue.pop().unwrap().is_none());
+        let descriptor = Descriptor::new(BASE + 0x8000, 16, 0, 0);
+        mock.build_desc_chain(&[RawDescriptor::from(descriptor)])
+            .unwrap();
+        let chain = queue.pop().unwrap().unwrap();
+        assert_eq!(chain.readable_len(), 16);
+        queue.complete(&chain, 0).unwrap();
+        assert_eq!(mock.used().idx().load(), 1);
+        queue.notify().unwrap();
+        assert_eq!(shared.take_isr(), 1);
+        assert!(queue.pop().unwrap().is_none());
+    }
+
+    #[test]
+    fn no_interrupt_comes_when_the_driver_asked_for_none() {
+        let (driver, memory) = memories();
+        let mock = MockSplitQueue::create(&driver, GuestAddress(BASE), 8);
+        let shared = shared();
+        let mut queue = device_queue(&mock, 0, memory, shared.clone());
+        let avail = GuestAddress(queue.queue.avail_ring());
+        driver.write_obj(1u16, avail).unwrap();
+        queue.notify().unwrap();
+        assert_eq!(shared.take_isr(), 0);
+    }
+
+    #[test]
+    fn a25_an_available_index_beyond_the_ring_is_a_fault() {
+        let (driver, memory) = memories();
+        let mock = MockSplitQueue::create(&driver, GuestAddress(BASE), 8);
+        let mut queue = device_queue(&mock, 0, memory, shared());
+        set_avail_index(&driver, &queue.queue, 9);
+        assert!(matches!(queue.pop(), Err(Fault::Ring { queue: 0, .. })));
+        set_avail_index(&driver, &queue.queue, u16::MAX);
+        assert!(matches!(queue.pop(), Err(Fault::Ring { .. })));
+    }
+
+    #[test]
+    fn a25_a_head_beyond_the_table_is_a_fault() {
+        let (driver, memory) = memories();
+        let mock = MockSplitQueue::create(&driver, GuestAddress(BASE), 8);
+        let mut queue = device_queue(&mock, 0, memory, shared());
+        let first = GuestAddress(queue.queue.avail_ring() + 4);
+        driver.write_obj(8u16.to_le(), first).unwrap();
+        set_avail_index(&driver, &queue.queue, 1);
+        let got = queue.pop();
+        assert!(matches!(
+            got,
+            Err(Fault::Chain {
+                error: ChainError::Index { index: 8, size: 8 },
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn a25_rings_outside_the_window_are_faults() {
+        let (_, memory) = memories();
+        let good = (BASE, BASE + 0x1000, BASE + 0x2000);
+        let end = BASE + SIZE;
+        for (desc, avail, used, what) in [
+            (end - 16, good.1, good.2, "descriptor table"),
+            (good.0, end - 8, good.2, "available ring"),
+            (good.0, good.1, end - 8, "used ring"),
+            (0x8000_0000, good.1, good.2, "descriptor table"),
+            (0, good.1, good.2, "descriptor table"),
+            (good.0, good.1, u64::MAX & !3, "used ring"),
+        ] {
+            let mut queue = Queue::new(8).unwrap();
+            let halves = |a: u64| (Some(a as u32), Some((a >> 32) as u32));
+            let (low, high) = halves(desc);
+            queue.set_desc_table_address(low, high);
+            let (low, high) = halves(avail);
+            queue.set_avail_ring_address(low, high);
+            let (low, high) = halves(used);
+            queue.set_used_ring_address(low, high);
+            let message = check_rings(&memory, 0, &queue).unwrap_err().to_string();
+            assert!(message.contains(what), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_fault_sets_needs_reset_once_and_counts_each() {
+        let shared = shared();
+        for _ in 0..3 {
+            shared.fault(&Fault::Setup("test"));
+        }
+        assert_eq!(shared.faults(), 3);
+        assert_eq!(shared.status(), 0x40);
+        assert_eq!(shared.take_isr(), 2);
+        shared.reset();
+        assert_eq!((shared.status(), shared.faults()), (0, 3));
+    }
+}

@@ -1,0 +1,143 @@
+//! What the transport's registers and a device's worker thread share: interrupts, the status byte, faults.
+//! Lock-free but for MSI-X's own table; registers themselves live in `transport`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+
+use super::queue::Fault;
+use crate::pci::msix::Msix;
+
+/// "No vector" (VIRTIO 1.2, 4.1.5.1.2).
+pub const NO_VECTOR: u16 = 0xffff;
+/// ISR status: a queue was used.
+const ISR_QUEUE: u8 = 1;
+/// ISR status: the configuration changed.
+const ISR_CONFIG: u8 = 2;
+
+/// Shared state of one device.
+pub struct Shared {
+    name: String,
+    msix: Arc<Msix>,
+    isr: AtomicU8,
+    config_vector: AtomicU16,
+    queue_vectors: Vec<AtomicU16>,
+    needs_reset: AtomicBool,
+    faults: AtomicU64,
+}
+
+impl Shared {
+    /// State of a device with `queues` queues after reset.
+    pub fn new(name: &str, queues: usize, msix: Arc<Msix>) -> Self {
+        Self {
+            name: name.to_owned(),
+            msix,
+            isr: AtomicU8::new(0),
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            needs_reset: AtomicBool::new(false),
+            faults: AtomicU64::new(0),
+        }
+    }
+
+    /// The device's name in log lines.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A queue was used: interrupts the driver.
+    pub fn interrupt_queue(&self, queue: u16) {
+        let vector = self.queue_vectors.get(usize::from(queue));
+        self.interrupt(ISR_QUEUE, vector.map_or(NO_VECTOR, load));
+    }
+
+    /// The configuration or the status changed: interrupts the driver.
+    pub fn interrupt_config(&self) {
+        self.interrupt(ISR_CONFIG, load(&self.config_vector));
+    }
+
+    fn interrupt(&self, isr: u8, vector: u16) {
+        if self.msix.enabled() {
+            if vector != NO_VECTOR {
+                self.msix.raise(vector);
+            }
+        } else {
+            self.isr.fetch_or(isr, Ordering::SeqCst);
+        }
+    }
+
+    /// The guest broke the rules: the device needs a reset, which is counted, logged and told to the driver.
+    pub fn fault(&self, fault: &Fault) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        if !self.needs_reset.swap(true, Ordering::SeqCst) {
+            tracing::warn!("{}: device needs reset: {fault}", self.name);
+            self.interrupt_config();
+        }
+    }
+
+    /// Faults since the VM started.
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    /// The bit that the device adds to the status byte.
+    pub fn status(&self) -> u8 {
+        if self.needs_reset.load(Ordering::SeqCst) {
+            VIRTIO_CONFIG_S_NEEDS_RESET as u8
+        } else {
+            0
+        }
+    }
+
+    /// Reads the ISR status, which clears it.
+    pub fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::SeqCst)
+    }
+
+    /// Vector of the configuration interrupt.
+    pub fn config_vector(&self) -> u16 {
+        load(&self.config_vector)
+    }
+
+    /// Sets it; a vector that does not exist becomes "none".
+    pub fn set_config_vector(&self, vector: u16) {
+        self.config_vector
+            .store(self.usable(vector), Ordering::SeqCst);
+    }
+
+    /// Vector of a queue.
+    pub fn queue_vector(&self, queue: u16) -> u16 {
+        let vector = self.queue_vectors.get(usize::from(queue));
+        vector.map_or(NO_VECTOR, load)
+    }
+
+    /// Sets it; a vector that does not exist becomes "none".
+    pub fn set_queue_vector(&self, queue: u16, vector: u16) {
+        if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
+            slot.store(self.usable(vector), Ordering::SeqCst);
+        }
+    }
+
+    fn usable(&self, vector: u16) -> u16 {
+        if usize::from(vector) < self.msix.vectors() {
+            vector
+        } else {
+            NO_VECTOR
+        }
+    }
+
+    /// After the driver's reset.
+    pub fn reset(&self) {
+        self.needs_reset.store(false, Ordering::SeqCst);
+        self.isr.store(0, Ordering::SeqCst);
+        self.config_vector.store(NO_VECTOR, Ordering::SeqCst);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::SeqCst);
+        }
+    }
+}
+
+fn load(vector: &AtomicU16) -> u16 {
+    vector.load(Ordering::SeqCst)
+}

@@ -1,0 +1,341 @@
+//! virtio-pci, modern only: one function with its registers, its window and its device.
+//! The window follows its BAR; the worker runs while the driver does. What registers mean is in `common`,
+//! where they are in `registers`; the bus is `pci::bus`. Source: VIRTIO 1.2, 4.1.
+
+pub mod common;
+pub mod registers;
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use self::common::{Action, Common, Swiotlb};
+use self::registers::{
+    COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE, PART, Places,
+    REGISTERS_BAR, REGISTERS_SIZE, WINDOW_BAR,
+};
+use super::VirtioDevice;
+use super::queue::{DeviceQueue, Fault, check_rings};
+use super::shared::Shared;
+use super::window::Window;
+use super::worker::Worker;
+use crate::bus::lock;
+use crate::pci::bus::PciFunction;
+use crate::pci::config::{ConfigError, ConfigSpace};
+use crate::pci::msix::{MsiLines, Msix};
+use crate::seccomp::Filter;
+
+/// Makes guest writes to an address signal an eventfd without an exit to this process.
+pub trait NotifyPort: Send {
+    /// From now on; or no longer.
+    fn set(&self, ipa: u64, event: &EventFd, assign: bool) -> io::Result<()>;
+}
+
+/// Why a function cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A mistake in the device model.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The system has no more of something.
+    #[error("cannot create an eventfd: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What a function is made of.
+pub struct Parts {
+    /// Name in log lines.
+    pub name: String,
+    /// Behind the transport.
+    pub device: Box<dyn VirtioDevice>,
+    /// Its window, placed where BAR 4 starts.
+    pub window: Window,
+    /// Where BAR 0 starts.
+    pub registers: u64,
+    /// How SWIOTLB is offered.
+    pub swiotlb: Swiotlb,
+    /// The machine's MSIs.
+    pub lines: Arc<MsiLines>,
+    /// Doorbells without exits.
+    pub notify: Box<dyn NotifyPort>,
+    /// For the worker.
+    pub filter: Arc<Filter>,
+}
+
+struct State {
+    config: ConfigSpace,
+    places: Places,
+    common: Common,
+    device: Box<dyn VirtioDevice>,
+    window: Window,
+    worker: Option<Worker>,
+    doorbells: Vec<EventFd>,
+    notify: Box<dyn NotifyPort>,
+    /// Where the doorbells are bound, and how many.
+    bound: Option<(u64, usize)>,
+    filter: Arc<Filter>,
+}
+
+/// A virtio device as a PCI function.
+pub struct VirtioPci {
+    shared: Arc<Shared>,
+    msix: Arc<Msix>,
+    state: Mutex<State>,
+}
+
+impl VirtioPci {
+    /// Builds the function; its BARs are placed and decoded.
+    pub fn new(parts: Parts) -> Result<Self, BuildError> {
+        let device = parts.device;
+        let sizes = device.queue_sizes().to_vec();
+        let place = parts.window.place().unwrap_or(0);
+        let (config, places) = registers::build(
+            &*device,
+            parts.swiotlb,
+            parts.registers,
+            place,
+            parts.window.size(),
+        )?;
+        let vectors = registers::vectors(sizes.len());
+        let msix = Arc::new(Msix::new(&parts.name, vectors, parts.lines));
+        let shared = Arc::new(Shared::new(&parts.name, sizes.len(), msix.clone()));
+        let doorbells = sizes
+            .iter()
+            .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
+            .collect::<io::Result<Vec<_>>>()?;
+        let mut state = State {
+            config,
+            places,
+            common: Common::new(device.features(), &sizes, parts.swiotlb),
+            device,
+            window: parts.window,
+            worker: None,
+            doorbells,
+            notify: parts.notify,
+            bound: None,
+            filter: parts.filter,
+        };
+        state.bind_doorbells(shared.name());
+        Ok(Self {
+            shared,
+            msix,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// What the registers share with the worker: status, faults.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Whether a driver runs the device.
+    pub fn driver_ok(&self) -> bool {
+        lock(&self.state).common.driver_ok()
+    }
+
+    fn read_registers(&self, state: &State, offset: usize, data: &mut [u8]) {
+        let at = offset % PART;
+        match offset - at {
+            COMMON => state.common.read(&self.shared, at, data),
+            ISR if at == 0 && !data.is_empty() => data[0] = self.shared.take_isr(),
+            DEVICE => {
+                let config = state.device.config();
+                for (i, byte) in data.iter_mut().enumerate() {
+                    *byte = config.get(at + i).copied().unwrap_or(0);
+                }
+            }
+            MSIX_TABLE => self.msix.table_read(at, data),
+            MSIX_PENDING => self.msix.pending_read(at, data),
+            _ => {}
+        }
+    }
+
+    fn write_registers(&self, state: &mut State, offset: usize, data: &[u8]) {
+        let at = offset % PART;
+        match offset - at {
+            COMMON => {
+                let action = state.common.write(&self.shared, at, data);
+                self.act(state, action);
+            }
+            DEVICE => state.device.write_config(at, data),
+            NOTIFY => {
+                // Comes here only when the driver could not bind the doorbell.
+                if let Some(doorbell) = state.doorbells.get(at / NOTIFY_STRIDE) {
+                    let _ = doorbell.write(1);
+                }
+            }
+            MSIX_TABLE => self.msix.table_write(at, data),
+            _ => {}
+        }
+    }
+
+    fn act(&self, state: &mut State, action: Action) {
+        let result = match action {
+            Action::None => Ok(()),
+            Action::Reset => {
+                state.stop();
+                state.common.reset();
+                self.shared.reset();
+                Ok(())
+            }
+            Action::QueueEnabled(index) => state.check_queue(index),
+            Action::Start => state.start(&self.shared),
+        };
+        if let Err(fault) = result {
+            state.stop();
+            self.shared.fault(&fault);
+        }
+    }
+
+    /// The guest may have moved or switched off a BAR.
+    fn follow_bars(&self, state: &mut State) {
+        state.bind_doorbells(self.shared.name());
+        let moved = state.window.follow(state.config.bar_address(WINDOW_BAR));
+        if moved && state.worker.take().is_some() {
+            let fault = Fault::Setup("its window was moved while the driver used it");
+            self.shared.fault(&fault);
+        }
+    }
+
+    /// An access through VIRTIO_PCI_CAP_PCI_CFG: offset in the registers' BAR, if it names one.
+    fn through_config(&self, state: &State, at: usize, width: usize) -> Option<usize> {
+        let capability = state.places.pci_access;
+        let mut field = [0; 12];
+        state.config.read(capability + 4, &mut field);
+        let word = |i: usize| {
+            u32::from_le_bytes([field[i], field[i + 1], field[i + 2], field[i + 3]]) as usize
+        };
+        let (bar, offset, length) = (usize::from(field[0]), word(4), word(8));
+        let inside = offset
+            .checked_add(length)
+            .is_some_and(|end| end <= REGISTERS_SIZE as usize);
+        let valid = at == capability + 16
+            && bar == REGISTERS_BAR
+            && length == width
+            && matches!(width, 1 | 2 | 4)
+            && offset.is_multiple_of(width)
+            && inside;
+        valid.then_some(offset)
+    }
+}
+
+impl State {
+    fn check_queue(&self, index: u16) -> Result<(), Fault> {
+        let queue = self.common.queue(index)?;
+        match self.window.memory() {
+            Some(memory) => check_rings(&memory, index, &queue),
+            None => Ok(()),
+        }
+    }
+
+    fn start(&mut self, shared: &Arc<Shared>) -> Result<(), Fault> {
+        let memory = self
+            .window
+            .memory()
+            .ok_or(Fault::Setup("its window is mapped nowhere"))?;
+        let mut queues = Vec::new();
+        for index in self.common.enabled() {
+            let queue = self.common.queue(index)?;
+            check_rings(&memory, index, &queue)?;
+            let doorbell = &self.doorbells[usize::from(index)];
+            queues.push(DeviceQueue::new(
+                queue,
+                index,
+                memory.clone(),
+                shared.clone(),
+                doorbell.try_clone()?,
+                self.common.indirect(),
+            ));
+        }
+        let handler = self.device.start(self.common.features(), queues)?;
+        self.worker = Some(Worker::start(handler, shared.clone(), self.filter.clone())?);
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        // Joins the thread: nothing touches the window any more.
+        self.worker = None;
+        for doorbell in &self.doorbells {
+            let _ = doorbell.read();
+        }
+    }
+
+    /// Binds the doorbells to where BAR 0 is now. Those that cannot be bound work through exits.
+    fn bind_doorbells(&mut self, name: &str) {
+        let base = self.config.bar_address(REGISTERS_BAR);
+        if self.bound.map(|(at, _)| at) == base {
+            return;
+        }
+        let address = |base: u64, index: usize| base + (NOTIFY + index * NOTIFY_STRIDE) as u64;
+        if let Some((old, count)) = self.bound.take() {
+            for (index, doorbell) in self.doorbells.iter().enumerate().take(count) {
+                if let Err(e) = self.notify.set(address(old, index), doorbell, false) {
+                    tracing::warn!("{name}: cannot unbind doorbell {index}: {e}");
+                }
+            }
+        }
+        let Some(base) = base else { return };
+        let mut count = 0;
+        for (index, doorbell) in self.doorbells.iter().enumerate() {
+            if let Err(e) = self.notify.set(address(base, index), doorbell, true) {
+                tracing::info!("{name}: doorbell {index} at {base:#x} works through exits: {e}");
+                break;
+            }
+            count += 1;
+        }
+        self.bound = Some((base, count));
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn config_read(&self, at: usize, data: &mut [u8]) {
+        let mut state = lock(&self.state);
+        if let Some(offset) = self.through_config(&state, at, data.len()) {
+            data.fill(0);
+            self.read_registers(&state, offset, data);
+            state.config.set(at, data);
+        } else {
+            state.config.read(at, data);
+        }
+    }
+
+    fn config_write(&self, at: usize, data: &[u8]) {
+        let mut state = lock(&self.state);
+        state.config.write(at, data);
+        if let Some(offset) = self.through_config(&state, at, data.len()) {
+            self.write_registers(&mut state, offset, data);
+        }
+        let mut control = [0; 2];
+        state.config.read(state.places.msix_control, &mut control);
+        self.msix.set_control(u16::from_le_bytes(control));
+        self.follow_bars(&mut state);
+    }
+
+    fn memory_read(&self, address: u64, data: &mut [u8]) -> bool {
+        let state = lock(&self.state);
+        let Some(offset) = registers_offset(&state.config, address, data.len()) else {
+            return false;
+        };
+        self.read_registers(&state, offset, data);
+        true
+    }
+
+    fn memory_write(&self, address: u64, data: &[u8]) -> bool {
+        let mut state = lock(&self.state);
+        let Some(offset) = registers_offset(&state.config, address, data.len()) else {
+            return false;
+        };
+        self.write_registers(&mut state, offset, data);
+        true
+    }
+}
+
+fn registers_offset(config: &ConfigSpace, address: u64, length: usize) -> Option<usize> {
+    let offset = address.checked_sub(config.bar_address(REGISTERS_BAR)?)?;
+    let end = offset.checked_add(length as u64)?;
+    (end <= REGISTERS_SIZE).then_some(offset as usize)
+}
+
+#[cfg(test)]
+mod tests;

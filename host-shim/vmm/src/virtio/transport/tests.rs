@@ -1,0 +1,356 @@
+//! A driver's way through a virtio-pci function, friendly and not: the transport as a guest sees it.
+
+use std::time::{Duration, Instant};
+
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::mock::MockSplitQueue;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegion};
+
+use super::*;
+use crate::cli::SwiotlbMode;
+use crate::virtio::console::{Console, Input, Output};
+use crate::virtio::window::tests::{BASE, FakePort, SIZE};
+
+const REGISTERS: u64 = 0x2f00_0000;
+const COMMAND: usize = 4;
+const NEEDS_RESET: u8 = 0x40;
+const SWIOTLB: u64 = 1 << 27;
+const VERSION_1: u64 = 1 << 32;
+
+#[derive(Clone, Default)]
+struct FakeNotify(Arc<Mutex<Vec<(u64, bool)>>>);
+
+impl NotifyPort for FakeNotify {
+    fn set(&self, ipa: u64, _: &EventFd, assign: bool) -> io::Result<()> {
+        lock(&self.0).push((ipa, assign));
+        Ok(())
+    }
+}
+
+struct Rig {
+    function: VirtioPci,
+    guest: GuestMemoryMmap,
+    moves: FakePort,
+    notify: FakeNotify,
+}
+
+fn rig(mode: SwiotlbMode) -> Rig {
+    let pages = MmapRegion::new(SIZE as usize).unwrap();
+    let (moves, notify) = (FakePort::default(), FakeNotify::default());
+    let window = Window::new("console", pages, Box::new(moves.clone()), Some(BASE));
+    let region = GuestRegionMmap::with_arc(window_pages(&window), GuestAddress(BASE)).unwrap();
+    let input = Arc::new(Input::new().unwrap());
+    let function = VirtioPci::new(Parts {
+        name: "console".into(),
+        device: Box::new(Console::new(input.clone(), Output::Echo(input))),
+        window,
+        registers: REGISTERS,
+        swiotlb: Swiotlb {
+            mode,
+            bit: 27,
+            cfg_type: 10,
+        },
+        lines: Arc::new(MsiLines::new(64, Vec::new())),
+        notify: Box::new(notify.clone()),
+        filter: Arc::new(Filter::device_worker().unwrap()),
+    });
+    Rig {
+        function: function.unwrap(),
+        guest: GuestMemoryMmap::from_regions(vec![region]).unwrap(),
+        moves,
+        notify,
+    }
+}
+
+fn window_pages(window: &Window) -> Arc<MmapRegion> {
+    let memory = window.memory().unwrap();
+    use vm_memory::GuestMemoryBackend;
+    memory.iter().next().unwrap().get_mmap()
+}
+
+impl Rig {
+    fn config(&self, at: usize) -> u32 {
+        let mut data = [0; 4];
+        self.function.config_read(at, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn config8(&self, at: usize) -> u8 {
+        let mut data = [0; 1];
+        self.function.config_read(at, &mut data);
+        data[0]
+    }
+
+    fn set_config(&self, at: usize, value: u32) {
+        self.function.config_write(at, &value.to_le_bytes());
+    }
+
+    fn set_command(&self, value: u16) {
+        self.function.config_write(COMMAND, &value.to_le_bytes());
+    }
+
+    fn write(&self, offset: usize, data: &[u8]) {
+        assert!(self.function.memory_write(REGISTERS + offset as u64, data));
+    }
+
+    fn status(&self) -> u8 {
+        let mut data = [0];
+        assert!(self.function.memory_read(REGISTERS + 0x14, &mut data));
+        data[0]
+    }
+
+    fn wait_for_status(&self, bit: u8) {
+        let start = Instant::now();
+        while self.status() & bit == 0 {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "no status {bit:#x}"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Offset, BAR, offset in it and length of the capability of this cfg_type.
+    fn capability(&self, cfg_type: u8) -> Option<(usize, u8, u32, u32)> {
+        let mut at = usize::from(self.config8(0x34));
+        while at != 0 {
+            if self.config8(at) == 9 && self.config8(at + 3) == cfg_type {
+                return Some((
+                    at,
+                    self.config8(at + 4),
+                    self.config(at + 8),
+                    self.config(at + 12),
+                ));
+            }
+            at = usize::from(self.config8(at + 1));
+        }
+        None
+    }
+
+    fn negotiate(&self, features: u64) -> bool {
+        self.write(0x14, &[0]);
+        self.write(0x14, &[3]);
+        for select in 0..2u32 {
+            self.write(8, &select.to_le_bytes());
+            let half = (features >> (32 * select)) as u32;
+            self.write(0xc, &half.to_le_bytes());
+        }
+        self.write(0x14, &[0xb]);
+        self.status() & 8 != 0
+    }
+
+    fn enable_queue(&self, index: u16, rings: [u64; 3]) {
+        self.write(0x16, &index.to_le_bytes());
+        self.write(0x18, &8u16.to_le_bytes());
+        for (at, ring) in [0x20, 0x28, 0x30].into_iter().zip(rings) {
+            self.write(at, &ring.to_le_bytes());
+        }
+        self.write(0x1c, &1u16.to_le_bytes());
+    }
+
+    /// Negotiates and starts both queues; returns the rings as the driver's mocks.
+    fn start(&self) -> [MockSplitQueue<'_, GuestMemoryMmap>; 2] {
+        assert!(self.negotiate(VERSION_1 | SWIOTLB));
+        let rings = [BASE, BASE + 0x4000]
+            .map(|at| MockSplitQueue::create(&self.guest, GuestAddress(at), 8));
+        for (index, mock) in (0u16..).zip(&rings) {
+            self.enable_queue(
+                index,
+                [
+                    mock.desc_table_addr().0,
+                    mock.avail_addr().0,
+                    mock.used_addr().0,
+                ],
+            );
+        }
+        self.write(0x14, &[0xf]);
+        rings
+    }
+
+    fn ring(&self, queue: usize) {
+        self.write(
+            NOTIFY + queue * NOTIFY_STRIDE,
+            &(queue as u16).to_le_bytes(),
+        );
+    }
+}
+
+fn descriptor(address: u64, length: u32, flags: u16) -> RawDescriptor {
+    RawDescriptor::from(Descriptor::new(address, length, flags, 0))
+}
+
+#[test]
+fn the_capabilities_name_registers_and_window() {
+    let r = rig(SwiotlbMode::Require);
+    assert_eq!(r.config(0), 0x1043_1af4);
+    let place = |t| {
+        r.capability(t)
+            .map(|(_, bar, offset, length)| (bar, offset, length))
+    };
+    assert_eq!(place(1), Some((0, 0, 0x3c)));
+    assert_eq!(place(2), Some((0, 0x3000, 8)));
+    assert_eq!(place(3), Some((0, 0x1000, 1)));
+    assert_eq!(place(4), Some((0, 0x2000, 12)));
+    assert!(place(5).is_some());
+    assert_eq!(place(10), Some((4, 0, SIZE as u32)));
+    assert_eq!(place(11), None);
+    let notify = r.capability(2).unwrap().0;
+    assert_eq!(r.config(notify + 16), 4, "notify_off_multiplier");
+}
+
+#[test]
+fn bytes_go_through_the_window_and_back() {
+    let r = rig(SwiotlbMode::Require);
+    let [receive, transmit] = r.start();
+    let (to, from) = (BASE + 0x1_0000, BASE + 0x2_0000);
+    r.guest
+        .write_slice(b"porthole", GuestAddress(from))
+        .unwrap();
+    receive.build_desc_chain(&[descriptor(to, 64, 2)]).unwrap();
+    r.ring(0);
+    transmit
+        .build_desc_chain(&[descriptor(from, 8, 0)])
+        .unwrap();
+    r.ring(1);
+    let start = Instant::now();
+    while receive.used().idx().load() == 0 {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut data = [0; 8];
+    r.guest.read_slice(&mut data, GuestAddress(to)).unwrap();
+    assert_eq!(&data, b"porthole");
+    assert_eq!(r.status(), 0xf);
+}
+
+#[test]
+fn a25_a_buffer_in_guest_ram_stops_the_device_until_reset() {
+    let r = rig(SwiotlbMode::Require);
+    let [_, transmit] = r.start();
+    transmit
+        .build_desc_chain(&[descriptor(0x8000_0000, 64, 0)])
+        .unwrap();
+    r.ring(1);
+    r.wait_for_status(NEEDS_RESET);
+    assert_eq!(r.function.shared().faults(), 1);
+    r.write(0x14, &[0]);
+    assert_eq!(r.status(), 0);
+    r.start();
+    assert_eq!(r.status(), 0xf);
+}
+
+#[test]
+fn a25_rings_in_guest_ram_are_a_fault_when_enabled() {
+    let r = rig(SwiotlbMode::Require);
+    assert!(r.negotiate(VERSION_1 | SWIOTLB));
+    r.enable_queue(0, [0x8000_0000, BASE + 0x1000, BASE + 0x2000]);
+    assert_ne!(r.status() & NEEDS_RESET, 0);
+    assert_eq!(r.function.shared().faults(), 1);
+}
+
+#[test]
+fn a23_the_window_follows_its_bar() {
+    let r = rig(SwiotlbMode::Require);
+    let to = BASE + 16 * SIZE;
+    // As Linux does it: decode off, size, new address, decode on.
+    r.set_command(0);
+    r.set_config(0x20, u32::MAX);
+    assert_eq!(r.config(0x20), !(SIZE as u32 - 1) | 0xc);
+    r.set_config(0x24, 0);
+    r.set_config(0x20, to as u32);
+    r.set_command(2);
+    assert_eq!(*lock(&r.moves.0), [None, Some(to)]);
+    assert!(r.negotiate(VERSION_1 | SWIOTLB));
+    r.enable_queue(0, [BASE, BASE + 0x1000, BASE + 0x2000]);
+    assert_ne!(r.status() & NEEDS_RESET, 0, "the old place is outside now");
+    assert!(r.negotiate(VERSION_1 | SWIOTLB));
+    r.enable_queue(0, [to, to + 0x1000, to + 0x2000]);
+    assert_eq!(r.status() & NEEDS_RESET, 0);
+}
+
+#[test]
+fn a23_moving_the_window_under_a_running_device_is_a_fault() {
+    for decode_off in [true, false] {
+        let r = rig(SwiotlbMode::Require);
+        r.start();
+        if decode_off {
+            r.set_command(0);
+            r.set_command(2);
+        } else {
+            r.set_config(0x20, (BASE + SIZE) as u32);
+        }
+        assert_eq!(r.status(), 0xf | NEEDS_RESET);
+        r.write(0x14, &[0]);
+        assert_eq!(r.status(), 0);
+    }
+}
+
+#[test]
+fn a23_a_refused_place_leaves_the_device_without_memory() {
+    let r = rig(SwiotlbMode::Require);
+    r.set_config(0x20, 0xc000_0000);
+    assert!(r.negotiate(VERSION_1 | SWIOTLB));
+    r.write(0x14, &[0xf]);
+    assert_ne!(r.status() & NEEDS_RESET, 0);
+}
+
+#[test]
+fn doorbells_follow_the_registers_bar() {
+    let r = rig(SwiotlbMode::Require);
+    let at = |base: u64, q: u64| base + 0x3000 + 4 * q;
+    let to = REGISTERS + 0x10_0000;
+    r.set_config(0x10, to as u32);
+    let all = lock(&r.notify.0).clone();
+    let old = [(at(REGISTERS, 0), true), (at(REGISTERS, 1), true)];
+    let gone = [(at(REGISTERS, 0), false), (at(REGISTERS, 1), false)];
+    let new = [(at(to, 0), true), (at(to, 1), true)];
+    assert_eq!(all, [old, gone, new].concat());
+    let mut data = [0; 4];
+    assert!(!r.function.memory_read(REGISTERS, &mut data));
+    assert!(r.function.memory_read(to, &mut data));
+}
+
+#[test]
+fn the_configuration_access_capability_reaches_the_registers() {
+    let r = rig(SwiotlbMode::Require);
+    let (at, ..) = r.capability(5).unwrap();
+    r.function.config_write(at + 4, &[0]);
+    r.set_config(at + 8, 0x12);
+    r.set_config(at + 12, 2);
+    let mut data = [0; 2];
+    r.function.config_read(at + 16, &mut data);
+    assert_eq!(u16::from_le_bytes(data), 2, "num_queues");
+    r.set_config(at + 8, 0x14);
+    r.set_config(at + 12, 1);
+    r.function.config_write(at + 16, &[3]);
+    assert_eq!(r.status(), 3);
+    for (bar, offset, length) in [(4u8, 0, 4), (0, 0x8000, 4), (0, u32::MAX, 4), (0, 2, 4)] {
+        r.function.config_write(at + 4, &[bar]);
+        r.set_config(at + 8, offset);
+        r.set_config(at + 12, length);
+        r.set_config(at + 16, u32::MAX);
+        r.config(at + 16);
+    }
+    assert_eq!(r.status(), 3);
+}
+
+#[test]
+fn notifications_before_the_driver_is_ready_are_harmless() {
+    let r = rig(SwiotlbMode::Require);
+    r.ring(0);
+    r.ring(1);
+    r.write(NOTIFY + 0xffc, &[0; 4]);
+    r.start();
+    assert_eq!(r.status(), 0xf);
+}
+
+#[test]
+fn registers_end_with_their_bar() {
+    let r = rig(SwiotlbMode::Require);
+    let mut data = [0; 8];
+    let end = REGISTERS + REGISTERS_SIZE;
+    assert!(!r.function.memory_read(end - 4, &mut data));
+    assert!(r.function.memory_read(end - 8, &mut data));
+    assert!(!r.function.memory_write(REGISTERS - 1, &data));
+    assert!(!r.function.memory_write(u64::MAX, &data));
+}

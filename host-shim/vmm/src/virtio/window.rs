@@ -1,0 +1,149 @@
+//! A device's window: host pages that the guest sees in a BAR, and the only memory the device can reach.
+//! Where the BAR is decides where the window is; config space lives in `transport`.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+/// Guest memory of one device: its window at the bus address of its BAR, and nothing else.
+pub type WindowMemory = GuestMemoryMmap<()>;
+
+/// What moves a window in the guest's address space.
+pub trait WindowPort: Send {
+    /// The guest sees the window at `ipa` from now on, or nowhere. On an error it is nowhere.
+    fn place(&self, ipa: Option<u64>) -> io::Result<()>;
+}
+
+/// A window and where it is.
+pub struct Window {
+    name: String,
+    pages: Arc<MmapRegion>,
+    port: Box<dyn WindowPort>,
+    place: Option<u64>,
+    /// Where the BAR was last, whether or not the hypervisor took it.
+    wanted: Option<u64>,
+}
+
+impl Window {
+    /// A window of these pages that is at `place` already.
+    pub fn new(
+        name: &str,
+        pages: MmapRegion,
+        port: Box<dyn WindowPort>,
+        place: Option<u64>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            pages: Arc::new(pages),
+            port,
+            place,
+            wanted: place,
+        }
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.pages.size() as u64
+    }
+
+    /// Where the guest sees it.
+    pub fn place(&self) -> Option<u64> {
+        self.place
+    }
+
+    /// Follows the BAR to `ipa`. True if the window is not where it was before.
+    pub fn follow(&mut self, ipa: Option<u64>) -> bool {
+        if self.wanted == ipa {
+            return false;
+        }
+        self.wanted = ipa;
+        let before = self.place;
+        match self.port.place(ipa) {
+            Ok(()) => self.place = ipa,
+            Err(e) => {
+                self.place = None;
+                let to = ipa.map_or("nowhere".to_owned(), |a| format!("{a:#x}"));
+                tracing::warn!("{}: the window cannot move to {to}: {e}", self.name);
+            }
+        }
+        if let (Some(from), Some(to)) = (before, self.place) {
+            tracing::debug!("{}: window moved from {from:#x} to {to:#x}", self.name);
+        }
+        self.place != before
+    }
+
+    /// The device's memory, if the window is anywhere.
+    pub fn memory(&self) -> Option<Arc<WindowMemory>> {
+        let region = GuestRegionMmap::with_arc(self.pages.clone(), GuestAddress(self.place?))?;
+        WindowMemory::from_regions(vec![region]).ok().map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Mutex;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::bus::lock;
+
+    /// Where the tests' windows are.
+    pub(crate) const BASE: u64 = 0x1000_0000;
+    /// Their bytes.
+    pub(crate) const SIZE: u64 = 1 << 20;
+
+    /// A window's memory.
+    pub(crate) fn memory() -> WindowMemory {
+        WindowMemory::from_ranges(&[(GuestAddress(BASE), SIZE as usize)]).unwrap()
+    }
+
+    /// A port that records moves, and refuses addresses from 3 GiB on.
+    #[derive(Clone, Default)]
+    pub(crate) struct FakePort(pub(crate) Arc<Mutex<Vec<Option<u64>>>>);
+
+    impl WindowPort for FakePort {
+        fn place(&self, ipa: Option<u64>) -> io::Result<()> {
+            lock(&self.0).push(ipa);
+            match ipa {
+                Some(3221225472..) => Err(io::Error::other("outside the region")),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// A window at [`BASE`], and its port.
+    pub(crate) fn window() -> (Window, FakePort) {
+        let port = FakePort::default();
+        let pages = MmapRegion::new(SIZE as usize).unwrap();
+        let window = Window::new("test", pages, Box::new(port.clone()), Some(BASE));
+        (window, port)
+    }
+
+    #[test]
+    fn pages_keep_their_content_over_a_move() {
+        let (mut w, port) = window();
+        let at = |a| GuestAddress(a);
+        w.memory().unwrap().write_obj(42u64, at(BASE)).unwrap();
+        assert!(w.follow(Some(BASE + SIZE)));
+        assert!(!w.follow(Some(BASE + SIZE)), "nothing to do");
+        let memory = w.memory().unwrap();
+        assert_eq!(memory.read_obj::<u64>(at(BASE + SIZE)).unwrap(), 42);
+        assert!(memory.read_obj::<u64>(at(BASE)).is_err());
+        assert_eq!(*lock(&port.0), [Some(BASE + SIZE)]);
+    }
+
+    #[test]
+    fn a_refused_or_switched_off_window_has_no_memory() {
+        let (mut w, port) = window();
+        assert!(w.follow(Some(3 << 30)));
+        assert!(w.memory().is_none());
+        assert!(!w.follow(Some(3 << 30)), "not tried again");
+        assert!(w.follow(Some(BASE)));
+        assert!(w.follow(None));
+        assert!(w.memory().is_none());
+        assert_eq!(*lock(&port.0), [Some(3 << 30), Some(BASE), None]);
+    }
+}
