@@ -5,7 +5,12 @@
 pub mod boot;
 pub mod bus;
 pub mod cli;
+pub mod command;
+pub mod device;
+pub mod end;
 pub mod layout;
+pub mod machine;
 pub mod pci;
 pub mod seccomp;
+pub mod vcpu;
 pub mod virtio;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,39 +25,51 @@ const INPUT_MAX: usize = 64 << 10;
 /// Bytes on their way to the guest: filled by whoever has input, emptied by the device.
 pub struct Input {
     bytes: Mutex<VecDeque<u8>>,
+    /// Signalled when bytes went out.
+    drained: Condvar,
     /// There is input.
     filled: EventFd,
-    /// There is room again after a push that did not take everything.
-    drained: EventFd,
 }
 
 impl Input {
     /// Nothing in it.
     pub fn new() -> io::Result<Self> {
-        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         Ok(Self {
             bytes: Mutex::new(VecDeque::new()),
-            filled: event()?,
-            drained: event()?,
+            drained: Condvar::new(),
+            filled: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         })
     }
 
     /// Takes as many of the bytes as there is room for, and says how many.
     pub fn push(&self, data: &[u8]) -> usize {
-        let mut bytes = lock(&self.bytes);
-        let taken = data.len().min(INPUT_MAX - bytes.len());
-        bytes.extend(&data[..taken]);
-        drop(bytes);
-        if taken > 0 {
-            // A full counter is a signal too.
-            let _ = self.filled.write(1);
-        }
+        let taken = fill(&mut lock(&self.bytes), data);
+        self.wake(taken);
         taken
     }
 
-    /// Signalled when a full buffer has room again.
-    pub fn drained(&self) -> &EventFd {
-        &self.drained
+    /// Takes all of the bytes, waiting for room where there is none.
+    pub fn push_all(&self, mut data: &[u8]) {
+        while !data.is_empty() {
+            let mut bytes = lock(&self.bytes);
+            while bytes.len() >= INPUT_MAX {
+                bytes = self
+                    .drained
+                    .wait(bytes)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            let taken = fill(&mut bytes, data);
+            drop(bytes);
+            self.wake(taken);
+            data = &data[taken..];
+        }
+    }
+
+    fn wake(&self, taken: usize) {
+        if taken > 0 {
+            // A counter that is full is a signal too.
+            let _ = self.filled.write(1);
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -74,14 +86,15 @@ impl Input {
     }
 
     fn consume(&self, count: usize) {
-        let mut bytes = lock(&self.bytes);
-        let was_full = bytes.len() == INPUT_MAX;
-        bytes.drain(..count);
-        drop(bytes);
-        if was_full && count > 0 {
-            let _ = self.drained.write(1);
-        }
+        lock(&self.bytes).drain(..count);
+        self.drained.notify_all();
     }
+}
+
+fn fill(bytes: &mut VecDeque<u8>, data: &[u8]) -> usize {
+    let taken = data.len().min(INPUT_MAX - bytes.len());
+    bytes.extend(&data[..taken]);
+    taken
 }
 
 /// Where the guest's bytes go.
@@ -411,9 +424,12 @@ mod tests {
         let input = Input::new().unwrap();
         assert_eq!(input.push(&vec![0; INPUT_MAX + 5]), INPUT_MAX);
         assert_eq!(input.push(b"more"), 0);
-        input.consume(1);
-        assert!(input.drained().read().is_ok());
-        assert_eq!(input.push(b"more"), 1);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| input.push_all(b"more"));
+            input.consume(4);
+            waiting.join().unwrap();
+        });
+        assert_eq!(input.push(b"x"), 0);
     }
 
     #[test]

@@ -293,7 +293,7 @@ pub(crate) mod tests {
             (good.0, good.1, end - 8, "used ring"),
             (0x8000_0000, good.1, good.2, "descriptor table"),
             (0, good.1, good.2, "descriptor table"),
-            (good.0, good.1, u64::MAX & !3, "used ring"),
+            (good.0, good.1, !3, "used ring"),
         ] {
             let mut queue = Queue::new(8).unwrap();
             let halves = |a: u64| (Some(a as u32), Some((a >> 32) as u32));

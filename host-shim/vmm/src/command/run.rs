@@ -1,0 +1,84 @@
+//! `porthole run`: from the command line to a running guest, and to its end.
+
+use std::fs;
+use std::sync::mpsc;
+
+use porthole_uapi::System;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::{CommandError, print};
+use crate::boot::plan::Plan;
+use crate::cli::{RunArgs, Sink};
+use crate::device::input::{Keyboard, RawTerminal};
+use crate::end::End;
+use crate::machine::Machine;
+use crate::vcpu::VcpuThreads;
+
+pub(super) fn run(
+    args: &RunArgs,
+    open: impl FnOnce() -> Result<System, CommandError>,
+) -> Result<u8, CommandError> {
+    // The files first: their errors need no hypervisor.
+    let plan = Plan::new(&args.kernel, args.initrd.as_deref(), args.mem.0)?;
+    let system = open()?;
+    if let Some(name) = &args.name {
+        // What `list` shows; a kernel without it does no harm.
+        if let Err(e) = fs::write("/proc/self/comm", name) {
+            tracing::warn!("cannot name the process: {e}");
+        }
+    }
+    let (events, ended) = mpsc::channel();
+    watch_signals(events.clone())?;
+    let machine = Machine::build(&system, args, plan)?;
+    tracing::info!("VM {:#x} created", machine.handle);
+    if args.measurement {
+        let digest = machine.vm.measurement()?;
+        let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+        print(&format!("measurement {hex}\n"))?;
+    }
+    let terminal = RawTerminal::enter();
+    let on_stdio = |sink: &Sink| *sink == Sink::Stdio;
+    Keyboard {
+        console: machine.console.clone().filter(|_| on_stdio(&args.console)),
+        serial: on_stdio(&args.serial).then(|| machine.serial.clone()),
+        events: events.clone(),
+    }
+    .start()?;
+    let threads = VcpuThreads::start(machine.vcpus, &machine.bus, &events)?;
+    let end = ended
+        .recv()
+        .unwrap_or_else(|_| End::Failed("every vCPU thread is gone".to_owned()));
+    threads.stop();
+    drop(terminal);
+    report(&end, &machine.console, machine.bus.unclaimed());
+    Ok(end.status())
+}
+
+fn report(end: &End, console: &Option<crate::machine::ConsoleFunction>, unclaimed: usize) {
+    if let Some((_, function)) = console {
+        let faults = function.shared().faults();
+        if faults > 0 {
+            tracing::warn!("the console needed a reset {faults} times");
+        }
+    }
+    tracing::info!("{unclaimed} addresses were touched where no device is");
+    if let Some(message) = end.message() {
+        eprintln!("porthole: {message}");
+    }
+}
+
+/// Turns signals into the end of the run, in a thread of its own.
+fn watch_signals(events: mpsc::Sender<End>) -> Result<(), CommandError> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if events.send(End::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok(())
+}
