@@ -36,8 +36,8 @@ static int peek_word(phys_addr_t pa, u64 *word)
 	void *map;
 	int ret;
 
-	/* RAM through the kernel's own linear map, anything else through a mapping made for it. */
-	if (pfn_valid(PHYS_PFN(pa)))
+	/* Through the kernel's own linear map where the page is in it, else through a mapping made for it. */
+	if (pfn_is_map_memory(PHYS_PFN(pa)))
 		return copy_from_kernel_nofault(word, __va(pa), sizeof(*word));
 	map = memremap(pa & PAGE_MASK, PAGE_SIZE, MEMREMAP_WB);
 	if (!map)
