@@ -6,4 +6,5 @@ mod failure;
 mod model;
 mod sharing;
 mod support;
+mod threads;
 mod transfer;

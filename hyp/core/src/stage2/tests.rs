@@ -205,7 +205,7 @@ fn nothing_is_mapped_beyond_the_input_size() {
     }
     let beyond = bench
         .tables
-        .lookup(&bench.machine, Ipa::new(1 << 36 | 2 * GIB));
+        .lookup(&bench.machine, Ipa::new((1 << 36) + 2 * GIB));
     assert_eq!(beyond, Lookup::Hole { end: u64::MAX });
     bench.check();
 }

@@ -8,8 +8,11 @@ use crate::addr::Ipa;
 use crate::hw::{Memory, Vmid};
 use crate::tracker::{PageState, WindowSlot};
 
+/// Name, expected error, what is changed in a good configuration.
+type Case = (&'static str, Error, fn(&mut WindowConfig));
+
 /// Tries changed copies of a good configuration; each must be refused and leave everything as it was.
-fn refused(cases: &[(&str, Error, fn(&mut WindowConfig))]) {
+fn refused(cases: &[Case]) {
     let mut t = tracker();
     let world = World::new(&mut t);
     let (m, memory) = (&world.machine, &world.memory);
