@@ -138,6 +138,7 @@ fn start(
     };
     percpu::set_id(CpuId(boot_cpu as u8));
     map_machine(map, &ram, &image, tree);
+    log::debug!("boot: RAM mapped");
 
     let layout = layout::plan(&ram, &image).or_stop();
     let Some(kernel) = tree.kernel() else {
@@ -167,6 +168,7 @@ fn start(
     taken.extend(PhysPages::new(old, layout::TREE_BYTES / PAGE_SIZE).ok());
     let place = layout::tree_place(&ram, &taken).or_stop();
     write_tree(tree, place, kernel, initrd, layout.all, memory);
+    log::debug!("boot: device tree of the host written");
 
     // SAFETY: the layout put both ranges behind the image, apart from each other and from all modules; the map has
     // all RAM writable.
@@ -181,6 +183,7 @@ fn start(
             memory.zeroed::<PageEntry>(layout.tracker, layout.tracker_entries),
         )
     };
+    log::debug!("boot: tracker, root and pool cleared");
     machine.find_redistributors(tree);
     machine.start_cpu();
     let hidden: ArrayVec<PhysPages, 1> = tree.log_uart().and_then(uart_pages).into_iter().collect();
@@ -200,6 +203,7 @@ fn start(
         slots: &SLOTS,
         log: &console::RING,
     };
+    log::debug!("boot: CPU ready");
     let tables = install(machine, config);
     banner(&ram, cpus.len(), &layout, tables, features);
     log::info!(
