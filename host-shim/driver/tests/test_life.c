@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The device itself, and VMs that come, are refused, are measured and are killed. */
+#include <pthread.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/wait.h>
 
 #include "vm.h"
@@ -103,18 +105,65 @@ TEST(the_measurement_follows_the_content)
 	CHECK(memcmp(&first, &other, sizeof(first)));
 }
 
+TEST(all_slots_can_be_used_and_used_again)
+{
+	struct porthole_create_vm config = vm_config(1);
+	int vms[PORTHOLE_VMS_MAX];
+
+	for (int round = 0; round < 2; round++) {
+		for (int i = 0; i < PORTHOLE_VMS_MAX; i++) {
+			vms[i] = ioctl(device, PORTHOLE_CREATE_VM, &config);
+			CHECK(vms[i] >= 0);
+		}
+		CHECK_FAILS(ioctl(device, PORTHOLE_CREATE_VM, &config), ENOSPC);
+		CHECK(config.refusal == PORTHOLE_E_NO_SLOT);
+		for (int i = 0; i < PORTHOLE_VMS_MAX; i++)
+			close(vms[i]);
+		CHECK(pages_out() == 0);
+	}
+}
+
+/* A guest as large as the machine gets what the host has, then everything is back. */
+TEST(a_guest_too_large_for_the_host_is_refused_its_memory)
+{
+	struct porthole_create_vm config = vm_config(1);
+	struct porthole_populate populate = { .ipa = RAM_BASE };
+	struct porthole_info info;
+	int vm;
+
+	CHECK(ioctl(device, PORTHOLE_INFO, &info) == 0);
+	populate.size = config.regions[0].size = info.ram_bytes;
+	vm = ioctl(device, PORTHOLE_CREATE_VM, &config);
+	CHECK(vm >= 0);
+	CHECK_FAILS(ioctl(vm, PORTHOLE_VM_POPULATE, &populate), ENOMEM);
+	CHECK(pages_out() > info.ram_bytes / 4096 / 2);
+	CHECK(ioctl(device, PORTHOLE_INFO, &info) == 0 && info.leaked_pages == 0);
+	close(vm);
+}
+
+static void *run_forever(void *vm)
+{
+	vm_run(vm, 1);
+	return NULL;
+}
+
 /* A process with a VM in every stage of its life, killed at some moment. */
 static void victim(void)
 {
+	struct porthole_irqfd irqfd = { .fd = eventfd(0, 0), .intid = TEST_SPI };
 	struct porthole_window_create create = window_config(WINDOW_BASE, 4 << 20);
 	struct porthole_populate populate = { .ipa = RAM_BASE, .size = RAM_SIZE };
 	struct vm vm = vm_unfinished(2);
+	pthread_t thread;
 
 	vm_load(&vm);
+	CHECK(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd) == 0);
 	CHECK(ioctl(vm.fd, PORTHOLE_WINDOW_CREATE, &create) == 0);
 	CHECK(mmap(NULL, 4 << 20, PROT_READ, MAP_SHARED, vm.fd, 0) != MAP_FAILED);
 	CHECK(ioctl(vm.fd, PORTHOLE_VM_POPULATE, &populate) == 0);
 	vm_finalize(&vm, SPIN);
+	/* vCPU 1 is off: its thread sleeps in RUN. */
+	pthread_create(&thread, NULL, run_forever, &vm);
 	vm_run(&vm, 0);
 	_exit(1);
 }

@@ -1,6 +1,59 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Memory on first touch and ahead of it; windows and their mappings. */
+#include <elf.h>
+#include <fcntl.h>
+
 #include "vm.h"
+
+/* Reads a word of physical memory through /proc/kcore; false if it is not there. */
+static bool kcore_word(uint64_t pa, uint64_t *word)
+{
+	int fd = open("/proc/kcore", O_RDONLY);
+	Elf64_Ehdr header;
+	bool found = false;
+
+	CHECK(fd >= 0);
+	CHECK(pread(fd, &header, sizeof(header), 0) == sizeof(header));
+	for (unsigned int i = 0; i < header.e_phnum && !found; i++) {
+		Elf64_Phdr part;
+
+		CHECK(pread(fd, &part, sizeof(part), header.e_phoff + i * sizeof(part)) ==
+		      sizeof(part));
+		/* Parts without a physical address say 0 or -1. */
+		if (part.p_type == PT_LOAD && part.p_paddr && part.p_paddr <= pa &&
+		    pa - part.p_paddr < part.p_memsz)
+			found = pread(fd, word, sizeof(*word),
+				      part.p_offset + (pa - part.p_paddr)) ==
+				sizeof(*word);
+	}
+	close(fd);
+	return found;
+}
+
+TEST(the_kernels_own_readers_stay_away_from_guest_pages)
+{
+	struct porthole_window_create create = window_config(WINDOW_BASE, 1 << 16);
+	struct porthole_window_info window = {};
+	struct vm vm = vm_unfinished(1);
+	struct porthole_vm_info info;
+	uint64_t *shared, word = 1, aborts;
+
+	vm_load(&vm);
+	CHECK(ioctl(vm.fd, PORTHOLE_WINDOW_CREATE, &create) == 0);
+	CHECK(ioctl(vm.fd, PORTHOLE_WINDOW_INFO, &window) == 0);
+	CHECK(ioctl(vm.fd, PORTHOLE_VM_INFO, &info) == 0);
+	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, vm.fd, 0);
+	CHECK(shared != MAP_FAILED);
+	shared[0] = 0x706f7274;
+	/* A window can be read there, so the way is the right one. */
+	CHECK(kcore_word(window.first_pa, &word) && word == 0x706f7274);
+	/* A page of the guest reads as zero, without a fault taken on it. */
+	aborts = stat_of(PORTHOLE_STAT_HOST_ABORTS, 0);
+	CHECK(kcore_word(info.first_pa, &word) && word == 0);
+	CHECK(stat_of(PORTHOLE_STAT_HOST_ABORTS, 0) == aborts);
+	munmap(shared, 4096);
+	vm_close(&vm);
+}
 
 TEST(ram_comes_on_first_touch_in_2m_blocks)
 {
