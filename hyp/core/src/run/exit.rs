@@ -111,6 +111,8 @@ impl<M: Machine> Run<'_, M> {
             return RESUME;
         }
         match syndrome.access() {
+            // Device memory takes aligned accesses only; so none reaches beyond its register.
+            Some(access) if !ipa.is_aligned(access.width()) => self.inject(abort),
             Some(access) => self.mmio(target, access, ipa),
             // Load or store pair, exclusive, SIMD: no syndrome, and EL2 decodes no instructions.
             None => self.inject(abort),

@@ -99,16 +99,10 @@ impl<M: Machine> Run<'_, M> {
             .is_some_and(|gic| gic.signals(self.index, priority_mask))
     }
 
-    /// The exit of a vCPU that waits: when its timer ends the wait.
+    /// The exit of a vCPU that waits: when its timer fires.
     pub(super) fn wait_exit(&self) -> Exit {
         let timer = &self.vcpu.context.timer;
-        let enabled = self
-            .vm
-            .gic
-            .lock()
-            .as_ref()
-            .is_some_and(|gic| gic.timer_enabled(self.index));
-        let deadline = if enabled && timer.cntv_ctl & CAN_FIRE_MASK == CAN_FIRE {
+        let deadline = if timer.cntv_ctl & CAN_FIRE_MASK == CAN_FIRE {
             timer.cntv_cval.checked_add(timer.cntvoff)
         } else {
             None

@@ -336,13 +336,6 @@ impl Gic {
             .is_some_and(|h| h.active[0] >> TIMER_INTID & 1 != 0)
     }
 
-    /// Whether the guest has enabled the timer's interrupt on this vCPU: only then can it end a wait.
-    pub fn timer_enabled(&self, vcpu: usize) -> bool {
-        self.private
-            .get(vcpu)
-            .is_some_and(|b| b.enabled >> TIMER_INTID & 1 != 0)
-    }
-
     /// Whether an interrupt is pending that hardware would signal to a vCPU with this priority mask. The
     /// vCPU's list registers are empty.
     pub fn signals(&self, vcpu: usize, priority_mask: u8) -> bool {
