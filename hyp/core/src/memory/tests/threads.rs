@@ -46,7 +46,7 @@ fn live_and_die(world: &World<'_>, cell: &Mutex<Option<GuestMemory>>, vm: usize,
         memory.register_window(m, guest, &config).unwrap();
     });
     m.access(slot(vm).vmid(), Ipa::new(config.ipa));
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         with(&mut |guest| memory.unregister_window(m, guest, 0, 0).unwrap());
         assert!(m.access(slot(vm).vmid(), Ipa::new(config.ipa)).is_none());
     }
