@@ -12,6 +12,7 @@
 	.equ	GICR, 0x080a0000
 	.equ	WINDOW, 0x10000000
 	.equ	RAM_FAR, 0x80800000
+	.equ	RAM_END, 0x81000000
 	.equ	SPI, 40
 
 	.equ	CPU_OFF, 0x84000002
@@ -48,6 +49,8 @@ table:
 	.word	lost - table		/* 9 */
 	.word	kicks - table		/* 10 */
 	.word	sleep - table		/* 11 */
+	.word	pings - table		/* 12 */
+	.word	race - table		/* 13 */
 
 off:
 	constant x0, SYSTEM_OFF
@@ -173,6 +176,18 @@ interrupt:
 	str	x19, [x19]
 	b	take
 
+	/* Takes interrupts for ever and says which; asks for each by a write of 0. */
+pings:
+	bl	gic
+1:	str	xzr, [x19]
+2:	wfi
+	mrs	x1, s3_0_c12_c12_0	/* ICC_IAR1_EL1 */
+	cmp	x1, #1020
+	b.hs	2b
+	msr	s3_0_c12_c12_1, x1	/* ICC_EOIR1_EL1 */
+	str	x1, [x19]
+	b	1b
+
 	/* Sleeps without anything that could end it. */
 sleep:
 	wfi
@@ -202,6 +217,50 @@ other:
 	constant x0, CPU_OFF
 	hvc	#0
 	b	.
+
+	/* Both vCPUs touch every page of the far half; says how many hold both marks. */
+race:
+	constant x0, CPU_ON
+	mov	x1, #1
+	adr	x2, racer
+	mov	x3, #8
+	hvc	#0
+	mov	x0, #0
+	bl	mark
+1:	constant x0, AFFINITY_INFO
+	mov	x1, #1
+	mov	x2, #0
+	hvc	#0
+	cmp	x0, #1
+	b.ne	1b
+	constant x9, RAM_FAR
+	constant x10, RAM_END
+	mov	x11, #0
+2:	ldp	x1, x2, [x9]
+	add	x9, x9, #4096
+	add	x3, x1, #8
+	cmp	x2, x3
+	cinc	x11, x11, eq
+	cmp	x9, x10
+	b.ne	2b
+	str	x11, [x19]
+	b	off
+racer:
+	bl	mark
+	constant x0, CPU_OFF
+	hvc	#0
+	b	.
+
+	/* Writes address plus offset at that offset (x0) of each page. */
+mark:
+	constant x9, RAM_FAR
+	constant x10, RAM_END
+1:	add	x1, x9, x0
+	str	x1, [x9, x0]
+	add	x9, x9, #4096
+	cmp	x9, x10
+	b.ne	1b
+	ret
 
 	.globl	guest_end
 guest_end:

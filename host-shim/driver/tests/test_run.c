@@ -101,6 +101,47 @@ TEST(an_irqfd_wakes_a_sleeping_guest)
 	vm_close(&vm);
 }
 
+#define PING_COUNT 2000
+
+/* Answers each byte in a pipe with a write to an eventfd, after some moments. */
+static void *signal_on_request(void *arg)
+{
+	const int *fds = arg;	/* pipe, eventfd */
+	const uint64_t one = 1;
+	unsigned int seed = 1;
+	char byte;
+
+	while (read(fds[0], &byte, 1) == 1) {
+		for (volatile int spin = rand_r(&seed) % 20000; spin > 0; spin--)
+			;
+		CHECK(write(fds[1], &one, sizeof(one)) == sizeof(one));
+	}
+	return NULL;
+}
+
+/* Interrupts that come before, while and after a vCPU goes to sleep. */
+TEST(no_interrupt_is_slept_over)
+{
+	struct porthole_irqfd irqfd = { .fd = eventfd(0, 0), .intid = TEST_SPI };
+	struct vm vm = vm_new(1, PINGS);
+	int pipes[2], fds[2];
+	pthread_t thread;
+
+	CHECK(pipe(pipes) == 0);
+	fds[0] = pipes[0];
+	fds[1] = irqfd.fd;
+	CHECK(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd) == 0);
+	pthread_create(&thread, NULL, signal_on_request, fds);
+	for (int i = 0; i < PING_COUNT; i++) {
+		CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == 0);
+		CHECK(write(pipes[1], "", 1) == 1);
+		CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == TEST_SPI);
+	}
+	close(pipes[1]);
+	pthread_join(thread, NULL);
+	vm_close(&vm);
+}
+
 TEST(an_interrupt_line_reaches_the_guest)
 {
 	struct porthole_irq_line line = { .intid = TEST_SPI, .level = 1 };
@@ -169,6 +210,23 @@ TEST(a_second_vcpu_is_switched_on_and_off)
 	vm_expect_end(&vm, PORTHOLE_RUN_SYSTEM_OFF);
 	pthread_join(thread, NULL);
 	CHECK(second.seen == 0x321);
+	vm_close(&vm);
+}
+
+TEST(two_vcpus_fault_on_the_same_pages)
+{
+	struct vm vm = vm_new(2, RACE);
+	struct second second = { .vm = &vm };
+	struct porthole_vm_info info;
+	pthread_t thread;
+
+	pthread_create(&thread, NULL, run_second, &second);
+	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == (RAM_SIZE / 2) / 4096);
+	CHECK(ioctl(vm.fd, PORTHOLE_VM_INFO, &info) == 0);
+	CHECK(info.memory_pages == (RAM_SIZE / 2) / 4096 + 1);
+	CHECK(info.blocks_2m == info.ram_faults && info.blocks_2m == 4);
+	vm_expect_end(&vm, PORTHOLE_RUN_SYSTEM_OFF);
+	pthread_join(thread, NULL);
 	vm_close(&vm);
 }
 

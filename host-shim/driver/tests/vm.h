@@ -25,7 +25,7 @@
 
 enum routine {
 	OFF, MMIO, TOUCH, WINDOW, SPIN, TIMER, INTERRUPT, SECOND, RESET, LOST,
-	KICKS, SLEEP,
+	KICKS, SLEEP, PINGS, RACE,
 };
 
 struct vm {
