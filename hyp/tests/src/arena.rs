@@ -39,6 +39,17 @@ pub fn pages(pages: u64, align: u64) -> u64 {
     start
 }
 
+/// A page of the hypervisor.
+///
+/// # Panics
+/// When there is none.
+pub fn hyp_page() -> u64 {
+    (RAM_BASE..ram_end())
+        .step_by(PAGE_SIZE as usize)
+        .find(|p| crate::hyp::owner(*p) == porthole_abi::PageOwner::Hyp)
+        .expect("the hypervisor has pages")
+}
+
 /// Whole 2 MiB blocks that can still be handed out.
 pub fn blocks_left() -> u64 {
     let next = (NEXT.load(Ordering::Relaxed) + 0x1f_ffff) >> 21;

@@ -327,7 +327,7 @@ fn a43_cpu_on_bad_entry() -> Result<(), Failure> {
     let cpu = last_cpu_off();
     for entry in [
         page,
-        arena::RAM_BASE,
+        arena::hyp_page(),
         0x0900_0000,
         0,
         arena::ram_end(),

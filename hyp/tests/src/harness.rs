@@ -170,6 +170,7 @@ pub fn run(groups: &[&[Test]]) -> ! {
                     test.0, f.file, f.line, f.what
                 );
                 failed += 1;
+                hyp::clean_up();
                 if hyp::owners() != before {
                     println!(
                         "  the tracker differs from its state at boot; later tests may fail for it"

@@ -102,3 +102,27 @@ pub fn audit() -> Audit {
         }
     }
 }
+
+/// Tears down every VM that a failed test left and takes all their pages back.
+pub fn clean_up() {
+    for slot in 0..porthole_abi::VMS_MAX as u64 {
+        let Ok(info) = call(HostFunction::VmInfo, &[slot]) else {
+            continue;
+        };
+        let vm = info[1];
+        if vm == 0 {
+            continue;
+        }
+        for _ in 0..100_000 {
+            if matches!(call(HostFunction::VmTeardown, &[vm]), Ok(r) if r[1] == 0) {
+                break;
+            }
+        }
+        for pa in (crate::arena::RAM_BASE..crate::arena::ram_end()).step_by(4096) {
+            if matches!(owner(pa), PageOwner::VmMemory | PageOwner::VmMetadata) {
+                let _ = call(HostFunction::VmReclaim, &[vm, pa, 1]);
+            }
+        }
+        let _ = call(HostFunction::VmDestroy, &[vm]);
+    }
+}

@@ -84,11 +84,7 @@ fn a01_host_accesses_to_metadata_page_abort() -> Result<(), Failure> {
 }
 
 fn a01_host_accesses_to_hypervisor_pages_abort() -> Result<(), Failure> {
-    let page = (arena::RAM_BASE..arena::ram_end())
-        .step_by(PAGE_SIZE as usize)
-        .find(|p| owner(*p) == PageOwner::Hyp);
-    check!(page.is_some());
-    all_accesses_refused(page.unwrap_or(0))
+    all_accesses_refused(arena::hyp_page())
 }
 
 fn a01_every_hypervisor_page_is_out_of_reach() -> Result<(), Failure> {

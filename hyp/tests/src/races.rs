@@ -207,7 +207,7 @@ fn a08_block_in_mmio_hole_or_hypervisor() -> Result<(), Failure> {
             (arena::ram_end(), Error::NotRam),
             (1 << 52, Error::NotRam),
             (0u64.wrapping_sub(PAGE_SIZE), Error::NotRam),
-            (arena::RAM_BASE, Error::NotHostOwned),
+            (arena::hyp_page(), Error::NotHostOwned),
         ] {
             let got = call(function, &[pa]);
             check!(got == Err(error) || got == Err(Error::Overflow));

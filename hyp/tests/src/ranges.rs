@@ -213,10 +213,7 @@ fn a03_donate_window_page() -> Result<(), Failure> {
 
 fn a03_donate_hypervisor_mmio_and_holes() -> Result<(), Failure> {
     let vm = Vm::puppet(1);
-    let hyp = (arena::RAM_BASE..arena::ram_end())
-        .step_by(PAGE_SIZE as usize)
-        .find(|p| owner(*p) == PageOwner::Hyp)
-        .unwrap_or(0);
+    let hyp = arena::hyp_page();
     for (pa, error) in [
         (hyp, Error::NotHostOwned),
         (0x0900_0000, Error::NotRam),
@@ -320,7 +317,7 @@ fn a05_reclaim_what_is_not_the_vms() -> Result<(), Failure> {
     ok!(vm.donate(mine, IPA, 1, 0));
     ok!(other.donate(foreign, IPA, 1, 0));
     ok!(vm.teardown());
-    let hyp = arena::RAM_BASE;
+    let hyp = arena::hyp_page();
     for (pa, count) in [(foreign, 1), (host, 1), (mine, 2), (hyp, 1)] {
         refused(
             HostFunction::VmReclaim,
@@ -413,11 +410,11 @@ fn a06_no_metadata_leaves_range_as_it_was() -> Result<(), Failure> {
 
 fn a06_no_host_tables_leaves_range_as_it_was() -> Result<(), Failure> {
     // One page out of every 2 MiB block of the host splits block after block until the pool is used up.
+    let tables = stat(StatKind::HostTables, 0);
     let mut config = vm::config(1);
     config.meta_pages = 128;
     config.meta_pa = arena::pages(128, PAGE_SIZE);
     let vm = ok!(vm::create(&config));
-    let tables = stat(StatKind::HostTables, 0);
     let (mut count, mut refused_at) = (0u64, None);
     while arena::blocks_left() > 1 {
         let page = arena::raw(1, 0x20_0000);
@@ -494,7 +491,7 @@ fn a09_metadata_not_host_owned() -> Result<(), Failure> {
     ok!(vm.donate(last, IPA, 1, 0));
     for (pa, error) in [
         (pages, Error::NotHostOwned),
-        (arena::RAM_BASE, Error::NotHostOwned),
+        (arena::hyp_page(), Error::NotHostOwned),
         (0x0900_0000, Error::NotRam),
         (pages + 1, Error::Unaligned),
     ] {

@@ -79,10 +79,14 @@ fn a20_same_ipa_twice() -> Result<(), Failure> {
         2
     )));
     let other = pages + 4 * PAGE_SIZE;
-    for ipa in [APERTURE, APERTURE + PAGE_SIZE, APERTURE + 2 * PAGE_SIZE] {
+    for (ipa, error) in [
+        (APERTURE, Error::WindowOverlap),
+        (APERTURE + PAGE_SIZE, Error::WindowForeign),
+        (APERTURE + 2 * PAGE_SIZE, Error::WindowOverlap),
+    ] {
         let mut config = vm::window(&vm, ipa, other, 2);
         config.function = FunctionId::new(0, 0, 2, 0).0;
-        refused(&config, Error::WindowOverlap)?;
+        refused(&config, error)?;
     }
     ok!(vm.destroy());
     Ok(())
@@ -186,7 +190,7 @@ fn a20_window_pages_not_the_hosts() -> Result<(), Failure> {
     ok!(vm.donate(guest, RAM + 0x10_0000, 1, 0));
     for (pa, error) in [
         (guest, Error::NotHostOwned),
-        (arena::RAM_BASE, Error::NotHostOwned),
+        (arena::hyp_page(), Error::NotHostOwned),
         (0x0900_0000, Error::NotRam),
         (arena::ram_end(), Error::NotRam),
     ] {
@@ -221,7 +225,7 @@ fn a20_window_range_arithmetic() -> Result<(), Failure> {
         (change(&|c| c.length = 0), Error::Empty),
         (change(&|c| c.ipa = top), Error::Overflow),
         (change(&|c| c.bar_offset = top), Error::Overflow),
-        (change(&|c| c.length = top), Error::TooLarge),
+        (change(&|c| c.length = top), Error::Overflow),
         (
             change(&|c| c.length = (WINDOW_PAGES_MAX + 1) * PAGE_SIZE),
             Error::TooLarge,
@@ -350,7 +354,6 @@ fn a22_window_page_donated_while_registered() -> Result<(), Failure> {
     );
     let mut config = vm::config(1);
     config.meta_pa = pages;
-    config.meta_pages = 1;
     check_eq!(
         vm::create(&config).map(|v| v.handle),
         Err(Error::PageIsWindow)
