@@ -45,7 +45,7 @@ doubled() { printf '%s\n' "${1//,/,,}"; }
 
 # The hypervisor's command line: the SMMU is still the host's, so it must be told to create protected VMs at all.
 # shellcheck disable=SC2034 # for whoever starts QEMU
-HYP_OPTIONS="porthole.dma=unsafe"
+HYP_OPTIONS="porthole.allow_unsafe_dma"
 
 # machine_args MACHINE-OPTIONS CPU SMP MEM: sets MACHINE_ARGS, the part that every run has.
 machine_args() {

@@ -1,5 +1,5 @@
 //! The hypervisor's own command line: QEMU's `-append`, `/chosen/bootargs` of the tree it starts with.
-//! One word per option, `porthole.NAME=VALUE`; a word that is not known is reported, never fatal.
+//! One word per option, `porthole.NAME=VALUE` or `porthole.NAME`; a word that is not known is reported, never fatal.
 
 use log::LevelFilter;
 
@@ -8,8 +8,8 @@ use log::LevelFilter;
 pub struct Options {
     /// Messages above this level are dropped.
     pub log: LevelFilter,
-    /// `porthole.dma=unsafe`: protected VMs may be created although DMA of the host is not confined. The
-    /// default, `porthole.dma=required`, refuses them then.
+    /// `porthole.allow_unsafe_dma`: protected VMs may be created although DMA of the host is not confined.
+    /// Without it they are refused then.
     pub unsafe_dma: bool,
 }
 
@@ -29,8 +29,8 @@ impl Options {
         for word in line.split_ascii_whitespace() {
             let known = match word.split_once('=') {
                 Some(("porthole.log", level)) => level.parse().map(|l| options.log = l).is_ok(),
-                Some(("porthole.dma", value @ ("unsafe" | "required"))) => {
-                    options.unsafe_dma = value == "unsafe";
+                None if word == "porthole.allow_unsafe_dma" => {
+                    options.unsafe_dma = true;
                     true
                 }
                 _ => false,
@@ -68,13 +68,10 @@ mod tests {
     #[test]
     fn dma_must_be_safe_unless_told_otherwise() {
         assert!(!parse("").0.unsafe_dma);
-        assert!(parse("porthole.dma=unsafe").0.unsafe_dma);
-        assert!(
-            !parse("porthole.dma=unsafe porthole.dma=required")
-                .0
-                .unsafe_dma
-        );
-        assert_eq!(parse("porthole.dma=maybe").1, ["porthole.dma=maybe"]);
+        assert!(parse("porthole.allow_unsafe_dma").0.unsafe_dma);
+        let (options, refused) = parse("porthole.allow_unsafe_dma=yes porthole.allow");
+        assert!(!options.unsafe_dma);
+        assert_eq!(refused.len(), 2);
     }
 
     #[test]
