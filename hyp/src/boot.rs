@@ -377,10 +377,10 @@ extern "C" fn porthole_secondary() -> ! {
     hypervisor.machine().start_cpu();
     match hypervisor.cpu_started(percpu::id()) {
         Some(entry) => enter_host_at(entry.pc, entry.x0),
-        None => stop(format_args!(
-            "fatal: CPU {} was started by nobody",
-            percpu::id().0
-        )),
+        None => {
+            log::error!("CPU {} came up and nobody asked for it", percpu::id().0);
+            firmware::cpu_off()
+        }
     }
 }
 

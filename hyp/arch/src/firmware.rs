@@ -5,6 +5,8 @@ use porthole_core::addr::PhysAddr;
 
 /// PSCI_VERSION.
 pub const PSCI_VERSION: u32 = 0x8400_0000;
+/// CPU_OFF.
+pub const CPU_OFF: u32 = 0x8400_0002;
 /// CPU_ON, 64-bit.
 pub const CPU_ON: u32 = 0xC400_0003;
 /// CPU_SUSPEND, 32-bit and 64-bit.
@@ -41,6 +43,14 @@ pub fn call(function: u32, args: [u64; 3]) -> [u64; 4] {
 /// PSCI CPU_ON of the CPU with this affinity, at this image's entry. Returns the PSCI result.
 pub fn cpu_on(affinity: u64, entry: PhysAddr, context: u64) -> i64 {
     call(CPU_ON, [affinity, entry.raw(), context])[0] as i64
+}
+
+/// Switches this CPU off; if the firmware will not, it stops here.
+pub fn cpu_off() -> ! {
+    call(CPU_OFF, [0; 3]);
+    loop {
+        aarch64_cpu::asm::wfi();
+    }
 }
 
 /// Powers the machine off; if the firmware will not, this CPU stops here.

@@ -43,20 +43,24 @@ const FINE_GRAINED: u64 = 1 << 50
 const CPTR: u64 = 0x32ff;
 /// CPTR_EL2.TZ, RES1 where there is no SVE.
 const CPTR_TZ: u64 = 1 << 8;
+/// CPTR_EL2.TTA: accesses to trace registers trap.
+const CPTR_TTA: u64 = 1 << 20;
+/// MPAM2_EL2.TRAPMPAM0EL1 and TRAPMPAM1EL1.
+const MPAM_TRAPS: u64 = 1 << 48 | 1 << 49;
 /// SCTLR_EL1 at reset: RES1 bits, MMU and caches off, little endian.
 const SCTLR_RESET: u64 = 0x30d0_0800;
 /// PSTATE at the host's entry: EL1h, all interrupts masked.
 const PSTATE_ENTRY: u64 = 0x3c5;
 
 /// Fields of identification registers that the host reads as zero: what EL2 does not switch between host and
-/// guests, or keeps to itself. SME; MPAM; SPE, trace filter, trace buffer, branch records.
+/// guests, or keeps to itself. SME; MPAM; trace, SPE, trace filter, trace buffer, branch records.
 const HIDDEN: [(SysReg, u64); 4] = [
     (idregs::ID_AA64PFR0, 0xf << 40),
     (idregs::ID_AA64PFR1, 0xf << 24 | 0xf << 16),
     (idregs::ID_AA64SMFR0, u64::MAX),
     (
         idregs::ID_AA64DFR0,
-        0xf << 32 | 0xf << 40 | 0xf << 44 | 0xf << 52 | 0xf << 56,
+        0xf << 4 | 0xf << 32 | 0xf << 40 | 0xf << 44 | 0xf << 52 | 0xf << 56,
     ),
 ];
 
@@ -100,7 +104,14 @@ pub fn hcr() -> u64 {
 
 /// CPTR_EL2 while the host runs on this CPU: FP and SVE are its own.
 pub fn cptr() -> u64 {
-    if has_sve() { CPTR } else { CPTR | CPTR_TZ }
+    let mut value = CPTR;
+    if !has_sve() {
+        value |= CPTR_TZ;
+    }
+    if field(idregs::ID_AA64DFR0, 4) != 0 {
+        value |= CPTR_TTA;
+    }
+    value
 }
 
 /// MDCR_EL2 while the host runs on this CPU: all PMU counters, none of which counts at EL2; no statistical
@@ -139,6 +150,12 @@ pub fn prepare() {
         write_sysreg!("S3_4_C12_C11_0", 0); // ICH_HCR_EL2
         if has_sve() {
             write_sysreg!("S3_4_C1_C2_0", 0xf); // ZCR_EL2: the longest vectors
+        }
+        if field(idregs::ID_AA64PFR0, 40) != 0 || field(idregs::ID_AA64PFR1, 16) != 0 {
+            write_sysreg!("S3_4_C10_C5_0", MPAM_TRAPS); // MPAM2_EL2
+        }
+        if field(idregs::ID_AA64DFR0, 40) != 0 {
+            write_sysreg!("S3_4_C1_C2_1", 0); // TRFCR_EL2: no trace of EL2
         }
         if field(idregs::ID_AA64MMFR1, 40) != 0 {
             write_sysreg!("S3_4_C1_C2_2", HCRX);
