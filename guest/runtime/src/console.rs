@@ -4,6 +4,8 @@ use core::fmt::{self, Write};
 
 use spin::Mutex;
 
+use crate::mmio;
+
 /// A UART that takes bytes at a fixed address.
 #[derive(Clone, Copy)]
 pub enum Uart {
@@ -20,12 +22,12 @@ impl Uart {
         unsafe {
             match self {
                 Self::Pl011(base) => {
-                    while ((base + 0x18) as *const u32).read_volatile() & (1 << 5) != 0 {}
-                    (base as *mut u32).write_volatile(u32::from(byte));
+                    while mmio::read32(base + 0x18) & (1 << 5) != 0 {}
+                    mmio::write32(base, u32::from(byte));
                 }
                 Self::Ns16550(base) => {
-                    while ((base + 5) as *const u8).read_volatile() & (1 << 5) == 0 {}
-                    (base as *mut u8).write_volatile(byte);
+                    while mmio::read8(base + 5) & (1 << 5) == 0 {}
+                    mmio::write8(base, byte);
                 }
             }
         }

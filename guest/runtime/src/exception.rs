@@ -1,4 +1,4 @@
-//! Exception vectors: every exception saves all general registers and comes to [`runtime_exception`].
+//! Exception vectors: every exception saves all general registers and comes to `runtime_exception`.
 //! A fault of a [`crate::probe`] goes on at its fixup; IRQs go to the program's handler; the rest is fatal
 //! unless the program has set a handler for synchronous exceptions.
 

@@ -1,6 +1,6 @@
 //! A minimal GICv3 driver (Arm IHI 0069): group 1, affinity routing, one priority.
 
-use crate::{read_reg, reg, write_reg};
+use crate::{mmio, read_reg, reg, write_reg};
 
 /// Priority that every interrupt gets.
 pub const PRIORITY: u8 = 0xa0;
@@ -16,12 +16,12 @@ pub struct Gic {
 
 fn read32(at: u64) -> u32 {
     // SAFETY: the program named this as its GIC; registers are 32 bits wide.
-    unsafe { (at as *const u32).read_volatile() }
+    unsafe { mmio::read32(at) }
 }
 
 fn write32(at: u64, value: u32) {
     // SAFETY: as in `read32`.
-    unsafe { (at as *mut u32).write_volatile(value) };
+    unsafe { mmio::write32(at, value) };
 }
 
 impl Gic {
@@ -78,13 +78,13 @@ impl Gic {
         self.write_dist(0x80 + word, self.read_dist(0x80 + word) | bit);
         let at = self.dist + 0x400 + u64::from(intid);
         // SAFETY: priority registers are byte-accessible.
-        unsafe { (at as *mut u8).write_volatile(PRIORITY) };
+        unsafe { mmio::write8(at, PRIORITY) };
         let cfg = 0xc00 + u64::from(intid / 16) * 4;
         let shift = (intid % 16) * 2 + 1;
         let old = self.read_dist(cfg) & !(1 << shift);
         self.write_dist(cfg, old | u32::from(edge) << shift);
         // SAFETY: routing registers are 64 bits wide.
-        unsafe { ((self.dist + 0x6000 + u64::from(intid) * 8) as *mut u64).write_volatile(route) };
+        unsafe { mmio::write64(self.dist + 0x6000 + u64::from(intid) * 8, route) };
         self.write_dist(0x100 + word, bit);
     }
 }

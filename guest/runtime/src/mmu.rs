@@ -11,6 +11,8 @@ use crate::{read_reg, write_reg};
 pub enum Attr {
     /// Normal write-back, readable, writable, executable at EL1.
     Normal,
+    /// Normal write-back, readable and writable, never executable: memory that others write.
+    Data,
     /// Normal write-back, readable and writable, also from EL0, executable there.
     User,
     /// Device-nGnRE, not executable.
@@ -44,6 +46,7 @@ fn leaf(attr: Attr, level3: bool) -> u64 {
         | kind
         | match attr {
             Attr::Normal => INNER | 1 << 54,
+            Attr::Data => INNER | 1 << 53 | 1 << 54,
             Attr::User => INNER | 1 << 6,
             Attr::Device => 1 << 2 | 1 << 53 | 1 << 54,
         }

@@ -32,6 +32,10 @@ pub const CPU_ON: u32 = 0xC400_0003;
 pub const CPU_OFF: u32 = 0x8400_0002;
 /// AFFINITY_INFO, 64-bit.
 pub const AFFINITY_INFO: u32 = 0xC400_0004;
+/// PSCI_VERSION.
+pub const VERSION: u32 = 0x8400_0000;
+/// PSCI_FEATURES.
+pub const FEATURES: u32 = 0x8400_000A;
 /// SYSTEM_OFF.
 pub const SYSTEM_OFF: u32 = 0x8400_0008;
 /// SYSTEM_RESET.
@@ -40,6 +44,14 @@ pub const SYSTEM_RESET: u32 = 0x8400_0009;
 /// Switches the machine off.
 pub fn system_off() -> ! {
     psci(SYSTEM_OFF, 0, 0, 0);
+    loop {
+        crate::reg::wfi();
+    }
+}
+
+/// Asks for a reset: for a program that failed, so that whoever runs it can tell.
+pub fn system_reset() -> ! {
+    psci(SYSTEM_RESET, 0, 0, 0);
     loop {
         crate::reg::wfi();
     }

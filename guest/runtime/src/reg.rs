@@ -57,3 +57,10 @@ pub fn wfi() {
     // SAFETY: a hint.
     unsafe { core::arch::asm!("dsb sy", "wfi", options(nostack)) };
 }
+
+/// Lets another CPU have its turn: for loops that wait for one. (QEMU with one thread runs one CPU at a time and
+/// goes to the next at this hint.)
+pub fn relax() {
+    // SAFETY: a hint.
+    unsafe { core::arch::asm!("yield", options(nostack, nomem)) };
+}
