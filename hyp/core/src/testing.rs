@@ -3,13 +3,15 @@
 //! It records what real hardware would punish silently; [`FakeMachine::assert_sound`] tells.
 
 mod cpu;
+mod host;
 mod tlb;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use cpu::FakeCpu;
+pub use cpu::{FakeCpu, Guest, Meanwhile};
+pub use host::{Host, VmPlan};
 pub use tlb::Access;
 use tlb::FakeTlb;
 

@@ -68,6 +68,7 @@ impl<M: Machine> Run<'_, M> {
         // First what the guest did with the last one, then the new one.
         self.evacuate_interrupts();
         self.vcpu.timer_physical = true;
+        self.link.set_attention();
     }
 
     /// Before the vCPU leaves this CPU: nothing of it stays in list registers or active.

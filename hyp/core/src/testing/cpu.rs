@@ -7,6 +7,25 @@ use super::FakeMachine;
 use crate::context::VcpuContext;
 use crate::hw::{Cpu, CpuId, Firmware, GuestException, GuestExit, IrqSource, SysReg};
 
+/// The guest's side of a run: edits its registers as the guest would, and says why it leaves. `None` takes the
+/// next scripted exit. It may call the hypervisor, as another CPU would.
+pub struct Guest(pub Box<dyn FnMut(&mut VcpuContext) -> Option<GuestExit> + Send>);
+
+impl core::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Guest")
+    }
+}
+
+/// What the firmware does during a call, before it answers.
+pub struct Meanwhile(pub Box<dyn FnMut() + Send>);
+
+impl core::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Meanwhile")
+    }
+}
+
 /// What the CPU of the fake does next, and what it was told to do. Tests read and write it directly.
 #[derive(Debug, Default)]
 pub struct CpuScript {
@@ -36,6 +55,16 @@ pub struct CpuScript {
     pub timer_active: bool,
     /// Whether a vCPU is loaded.
     pub loaded: bool,
+    /// Entries into a guest.
+    pub entries: usize,
+    /// The guest, if it is more than a script.
+    pub guest: Option<Guest>,
+    /// x0 of a relayed call, by function; 0 for those that are not here.
+    pub firmware: BTreeMap<u32, u64>,
+    /// Result of CPU_ON.
+    pub cpu_on_status: i64,
+    /// What happens during the next CPU_ON, CPU_OFF or SYSTEM_RESET at the firmware.
+    pub meanwhile: Option<Meanwhile>,
 }
 
 /// A [`CpuScript`] that the machine shares with its test.
@@ -68,9 +97,19 @@ impl Cpu for FakeMachine {
         script.loaded = true;
     }
 
-    fn enter(&self, _vcpu: &mut VcpuContext) -> GuestExit {
+    fn enter(&self, vcpu: &mut VcpuContext) -> GuestExit {
         let mut script = self.cpu.script();
         assert!(script.loaded, "entered without load");
+        script.entries += 1;
+        if let Some(mut guest) = script.guest.take() {
+            drop(script);
+            let exit = (guest.0)(vcpu);
+            script = self.cpu.script();
+            script.guest.get_or_insert(guest);
+            if let Some(exit) = exit {
+                return exit;
+            }
+        }
         script.exits.pop_front().unwrap_or(GuestExit::Irq)
     }
 
@@ -119,14 +158,27 @@ impl Cpu for FakeMachine {
     }
 }
 
+impl FakeMachine {
+    fn meanwhile(&self) {
+        let hook = self.cpu.script().meanwhile.take();
+        if let Some(mut hook) = hook {
+            (hook.0)();
+        }
+    }
+}
+
 impl Firmware for FakeMachine {
     fn call(&self, function: u32, args: [u64; 3]) -> [u64; 4] {
         self.cpu.script().relayed.push((function, args));
-        [0; 4]
+        self.meanwhile();
+        let script = self.cpu.script();
+        let x0 = script.firmware.get(&function).copied().unwrap_or(0);
+        [x0, 0, 0, 0]
     }
 
     fn cpu_on(&self, cpu: CpuId) -> i64 {
         self.cpu.script().started.push(cpu);
-        0
+        self.meanwhile();
+        self.cpu.script().cpu_on_status
     }
 }
