@@ -110,8 +110,7 @@ fn look(host: &Host, vm: u64, vcpu: u64, value: u64) -> VcpuContext {
         *to.lock().unwrap() = context.clone();
         None
     });
-    let context = seen.lock().unwrap().clone();
-    context
+    std::mem::take(&mut *seen.lock().unwrap())
 }
 
 fn state(host: &Host, vm: u64) -> u64 {

@@ -9,7 +9,10 @@ use crate::hw::{Cpu, CpuId, Firmware, GuestException, GuestExit, IrqSource, SysR
 
 /// The guest's side of a run: edits its registers as the guest would, and says why it leaves. `None` takes the
 /// next scripted exit. It may call the hypervisor, as another CPU would.
-pub struct Guest(pub Box<dyn FnMut(&mut VcpuContext) -> Option<GuestExit> + Send>);
+pub struct Guest(pub Box<Play>);
+
+/// One stay in the guest.
+pub type Play = dyn FnMut(&mut VcpuContext) -> Option<GuestExit> + Send;
 
 impl core::fmt::Debug for Guest {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

@@ -110,7 +110,7 @@ fn a46_accesses_without_syndrome_abort_in_the_guest() {
         (1 << 24 | 0x86, data), // page table
         (0x10, data),           // external abort
         (1 << 24 | 0x0e, data), // permission
-        (1 << 24 | 0x00, data), // address size
+        (1 << 24, data),        // address size
         (1 << 24 | 0x31, data), // unsupported atomic
     ] {
         assert_eq!(

@@ -135,7 +135,7 @@ fn an_sgi_kicks_a_running_vcpu_and_wakes_a_waiting_one() {
     assert_eq!(send(&host).0, ExitKind::HostInterrupt);
     assert_eq!(listed(&look(&host, vm, 1, 0)), [5]);
     play(&host, vm, 1, 0, |context, _| {
-        context.gic.lr[0] = 0;
+        context.gic.lr[0] &= !(3 << 62);
         None
     });
     // Waiting: the sender's run tells the host whom to wake.
@@ -148,7 +148,7 @@ fn an_sgi_kicks_a_running_vcpu_and_wakes_a_waiting_one() {
     host.machine().cpu.script().id = 3;
     play(&host, vm, 1, 0, move |context, entry| {
         if entry == 0 {
-            context.gic.lr[0] = 0;
+            context.gic.lr[0] &= !(3 << 62);
             hyp.machine().cpu.script().id = 0;
             let mut script = hyp.machine().cpu.script();
             script.loaded = false;
@@ -222,7 +222,7 @@ fn the_timer_is_injected_only_when_it_is_asserted() {
         assert_eq!(context.gic.lr[0] >> 61, 0b101, "active, linked to hardware");
         assert!(hyp.machine().cpu.script().timer_active);
         // The guest ends it: hardware deactivates.
-        context.gic.lr[0] = 0;
+        context.gic.lr[0] &= !(3 << 62);
         hyp.machine().cpu.script().timer_active = false;
         None
     });
@@ -293,7 +293,7 @@ fn msis_reach_the_guest_through_its_frame_and_by_the_host() {
     write(&host, vm, Host::V2M + 0x40, intid);
     assert_eq!(listed(&look(&host, vm, 0, 0)), [intid as u32]);
     play(&host, vm, 0, 0, |context, _| {
-        context.gic.lr[0] = 0;
+        context.gic.lr[0] &= !(3 << 62);
         None
     });
     spi(&host, vm, intid, 1).unwrap();
