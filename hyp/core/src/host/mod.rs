@@ -3,6 +3,8 @@
 
 mod calls;
 pub mod psci;
+#[cfg(test)]
+mod tests;
 
 use core::sync::atomic::Ordering;
 
