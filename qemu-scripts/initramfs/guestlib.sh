@@ -31,6 +31,15 @@ tell_guest() {
     wait_for "$1" "$GUEST_LOG" 30
 }
 
+# end_guest: asks it to leave; true if it and porthole end well.
+end_guest() {
+    echo quit >&3
+    wait "$GUEST"
+    status=$?
+    exec 3>&-
+    [ "$status" -eq 0 ] && grep -q "echo: done" "$GUEST_LOG"
+}
+
 # stop_guest [SIGNAL]
 stop_guest() {
     exec 3>&-

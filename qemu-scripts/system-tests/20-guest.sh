@@ -19,8 +19,8 @@ st_guest_echoes_through_its_window() {
 start_guest
 tell_guest "over and out" || { cat "$GUEST_LOG"; exit 1; }
 porthole audit || exit 2
-stop_guest
-same_as_boot || exit 3'
+end_guest || { cat "$GUEST_LOG"; exit 3; }
+same_as_boot || exit 4'
 }
 
 st_demo_holds() { on_host --demo; }
@@ -45,8 +45,7 @@ st_fifty_guests_one_after_another() {
 i=0
 while [ $i -lt 50 ]; do
     start_guest
-    wait_for ready "$GUEST_LOG" 30 || { cat "$GUEST_LOG"; echo "guest $i"; exit 1; }
-    stop_guest
+    wait_for "echo: ready" "$GUEST_LOG" 30 && end_guest || { cat "$GUEST_LOG"; echo "guest $i"; exit 1; }
     i=$((i + 1))
 done
 porthole audit || exit 2
