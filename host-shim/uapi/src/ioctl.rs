@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::layout::number::{self, Call};
 use crate::layout::{CreateVcpu, CreateVm, List, Load, LogRead, VmEntry};
+use crate::number::{self, Call};
 use crate::{Error, Result};
 
 /// A structure that carries no user address: any value of it is harmless to hand to the driver.

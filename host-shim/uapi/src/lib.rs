@@ -4,6 +4,7 @@
 
 mod ioctl;
 mod layout;
+mod number;
 mod system;
 mod vcpu;
 mod vm;

@@ -8,7 +8,8 @@ use std::path::Path;
 use porthole_abi::{PageOwner, StatKind, VMS_MAX};
 
 use crate::ioctl;
-use crate::layout::{Audit, CreateVm, Info, PageFind, PageInfo, Stats, VmEntry, number};
+use crate::layout::{Audit, CreateVm, Info, PageFind, PageInfo, Stats, VmEntry};
+use crate::number;
 use crate::{Error, Result, Vm};
 
 /// Where the driver is.

@@ -10,7 +10,8 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory};
 
 use crate::ioctl;
-use crate::layout::{RUN_SIZE, Run, RunMmio, RunReason, number};
+use crate::layout::{RUN_SIZE, Run, RunMmio, RunReason};
+use crate::number;
 use crate::vm::map_error;
 use crate::{Error, Result};
 
@@ -76,27 +77,25 @@ impl RunPage {
 
     fn exit(&self) -> Result<RunExit> {
         let mmio = std::mem::offset_of!(Run, mmio);
-        let reason = self
-            .word(std::mem::offset_of!(Run, exit_reason))
-            .load(Ordering::Relaxed);
-        let ipa = self
-            .long(mmio + std::mem::offset_of!(RunMmio, ipa))
-            .load(Ordering::Relaxed);
-        let value = self
-            .long(mmio + std::mem::offset_of!(RunMmio, data))
-            .load(Ordering::Relaxed);
-        let width = self
-            .word(mmio + std::mem::offset_of!(RunMmio, width))
-            .load(Ordering::Relaxed) as usize;
-        let system = self
-            .long(std::mem::offset_of!(Run, system))
-            .load(Ordering::Relaxed);
+        let long = |offset| self.long(offset).load(Ordering::Relaxed);
+        let word = |offset| self.word(offset).load(Ordering::Relaxed);
+        let ipa = || long(mmio + std::mem::offset_of!(RunMmio, ipa));
+        let width = || word(mmio + std::mem::offset_of!(RunMmio, width)) as usize;
+        let system = || long(std::mem::offset_of!(Run, system));
+        let reason = word(std::mem::offset_of!(Run, exit_reason));
         Ok(match RunReason::from_number(reason) {
-            Some(RunReason::MmioRead) => RunExit::MmioRead { ipa, width },
-            Some(RunReason::MmioWrite) => RunExit::MmioWrite { ipa, width, value },
+            Some(RunReason::MmioRead) => RunExit::MmioRead {
+                ipa: ipa(),
+                width: width(),
+            },
+            Some(RunReason::MmioWrite) => RunExit::MmioWrite {
+                ipa: ipa(),
+                width: width(),
+                value: long(mmio + std::mem::offset_of!(RunMmio, data)),
+            },
             Some(RunReason::SystemOff) => RunExit::SystemOff,
-            Some(RunReason::SystemReset) => RunExit::SystemReset(system),
-            Some(RunReason::Crash) => RunExit::Crash(system),
+            Some(RunReason::SystemReset) => RunExit::SystemReset(system()),
+            Some(RunReason::Crash) => RunExit::Crash(system()),
             Some(RunReason::Stopped) => RunExit::Stopped,
             Some(RunReason::Interrupted) => RunExit::Interrupted,
             Some(RunReason::None) | None => {

@@ -12,8 +12,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::ioctl::{self, outcome};
 use crate::layout::{
     CreateVcpu, Finalize, IoEventFd, IrqFd, IrqFlags, IrqLine, Measurement, Populate, VmInfo,
-    WINDOW_UNMAPPED, WindowCreate, WindowDestroy, WindowFunction, WindowInfo, WindowMove, number,
+    WINDOW_UNMAPPED, WindowCreate, WindowDestroy, WindowFunction, WindowInfo, WindowMove,
 };
+use crate::number;
 use crate::{Error, Result, Vcpu};
 
 /// A VM.

@@ -19,6 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
+/// Says so when a thread that must not die does.
+struct Watch(mpsc::Sender<End>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let why = "a vCPU thread died of a mistake in the VMM (see above); please report it";
+            let _ = self.0.send(End::Failed(why.to_owned()));
+        }
+    }
+}
+
 /// The running vCPUs.
 pub struct VcpuThreads {
     threads: Vec<(JoinHandle<()>, RunPage)>,
@@ -45,9 +57,10 @@ impl VcpuThreads {
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || {
+                    let watch = Watch(events);
                     if let Some(end) = run(&vcpu, &bus, &stopping) {
                         // Nobody listens any more if the VM is over already.
-                        let _ = events.send(end);
+                        let _ = watch.0.send(end);
                     }
                 })?;
             all.threads.push((thread, page));

@@ -81,7 +81,7 @@ impl Keyboard {
     /// To the virtio console while a driver runs it, else to the serial port.
     fn give(&self, data: &[u8]) {
         match (&self.console, &self.serial) {
-            (Some((input, function)), serial) if function.driver_ok() || serial.is_none() => {
+            (Some((input, function)), serial) if function.running() || serial.is_none() => {
                 input.push_all(data);
             }
             (_, Some(serial)) => serial.push_all(data),

@@ -44,8 +44,9 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(format!("dev-{}", shared.name()))
             .spawn(move || {
+                let watch = Watch(shared);
                 if let Err(e) = filter.apply().and_then(|()| serve(subscriber)) {
-                    shared.fault(&Fault::Host(e));
+                    watch.0.fault(&Fault::Host(e));
                 }
             })?;
         Ok(Self {
@@ -61,6 +62,18 @@ impl Drop for Worker {
         if let (Ok(()), Some(thread)) = (stopped, self.thread.take()) {
             // A panic in the thread was printed by its hook.
             let _ = thread.join();
+        }
+    }
+}
+
+/// Tells the driver when the thread died of a mistake in the device model.
+struct Watch(Arc<Shared>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0
+                .fault(&Fault::Setup("its thread died of a mistake in the VMM"));
         }
     }
 }

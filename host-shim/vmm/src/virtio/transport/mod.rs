@@ -129,9 +129,9 @@ impl VirtioPci {
         &self.shared
     }
 
-    /// Whether a driver runs the device.
-    pub fn driver_ok(&self) -> bool {
-        lock(&self.state).common.driver_ok()
+    /// Whether a driver runs the device, and it works.
+    pub fn running(&self) -> bool {
+        self.shared.status() == 0 && lock(&self.state).common.driver_ok()
     }
 
     fn read_registers(&self, state: &State, offset: usize, data: &mut [u8]) {

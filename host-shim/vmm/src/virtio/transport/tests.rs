@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegion};
@@ -353,4 +354,35 @@ fn registers_end_with_their_bar() {
     assert!(r.function.memory_read(end - 8, &mut data));
     assert!(!r.function.memory_write(REGISTERS - 1, &data));
     assert!(!r.function.memory_write(u64::MAX, &data));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever a guest writes where, the function answers, and its window is where its BAR is or nowhere.
+    #[test]
+    fn any_sequence_of_accesses_leaves_the_function_consistent(
+        accesses in prop::collection::vec(
+            (any::<bool>(), prop_oneof![0usize..0x100, 0x2ff0usize..0x3010, any::<usize>()],
+             prop_oneof![Just(0u64), Just(u64::MAX), BASE..BASE + SIZE, any::<u64>()], 0usize..4), 1..60),
+    ) {
+        let r = rig(SwiotlbMode::Offer);
+        for (config, at, value, width) in accesses {
+            let bytes = value.to_le_bytes();
+            let data = &bytes[..1 << width];
+            let mut back = [0; 8];
+            if config {
+                r.function.config_write(at % 0x1000, data);
+                r.function.config_read(at % 0x1000, &mut back[..1 << width]);
+            } else {
+                let at = REGISTERS + (at as u64 % 0x8000);
+                r.function.memory_write(at, data);
+                r.function.memory_read(at, &mut back[..1 << width]);
+            }
+        }
+        let state = lock(&r.function.state);
+        let bar = state.config.bar_address(WINDOW_BAR);
+        prop_assert!(state.window.place().is_none() || state.window.place() == bar);
+        prop_assert!(state.worker.is_none() || state.window.place().is_some());
+    }
 }
