@@ -53,6 +53,22 @@ pub struct Report {
 }
 
 impl Report {
+    /// Takes one of the puppet's reports; false for any other exit.
+    fn take(&mut self, exit: &Exit) -> bool {
+        let offset = exit.p[0].wrapping_sub(puppet::STRINGS);
+        match (exit.kind, offset) {
+            (ExitKind::MmioWrite, 0x40..=0x58) => {
+                self.x[((offset - 0x40) / 8) as usize] = exit.p[2];
+            }
+            (ExitKind::MmioWrite, 0x60) => self.esr = exit.p[2],
+            (ExitKind::MmioWrite, 0x68) => self.far = exit.p[2],
+            (ExitKind::MmioWrite, puppet::IRQ) => self.irq = Some(exit.p[2]),
+            (ExitKind::MmioWrite, puppet::DONE) => {}
+            _ => return false,
+        }
+        true
+    }
+
     /// Exception class.
     pub const fn class(&self) -> u64 {
         (self.esr >> 26) & 0x3f
@@ -246,6 +262,20 @@ impl Vm {
         }
     }
 
+    /// Lets a puppet that exited in the middle of its instruction go on to its report.
+    pub fn pull_rest(&self, vcpu: u64) -> Result<Report, Exit> {
+        let mut report = Report::default();
+        loop {
+            let exit = self.run(vcpu, 0).expect("the puppet runs");
+            if !report.take(&exit) {
+                return Err(exit);
+            }
+            if exit.p[0] == puppet::STRINGS + puppet::DONE {
+                return Ok(report);
+            }
+        }
+    }
+
     /// As [`Vm::pull`]; exits of the instruction go to `answer`, whose value (for MMIO reads) lets the
     /// puppet go on; `None` ends with that exit. `first` is the value of a read still open.
     pub fn pull_until(
@@ -270,13 +300,8 @@ impl Vm {
                     value = u64::from(insn);
                 }
                 (ExitKind::MmioRead, 8..=48) => value = x[(offset / 8 - 1) as usize],
-                (ExitKind::MmioWrite, 0x40..=0x58) => {
-                    report.x[((offset - 0x40) / 8) as usize] = exit.p[2];
-                }
-                (ExitKind::MmioWrite, 0x60) => report.esr = exit.p[2],
-                (ExitKind::MmioWrite, 0x68) => report.far = exit.p[2],
                 (ExitKind::MmioWrite, puppet::DONE) => return Ok(report),
-                (ExitKind::MmioWrite, puppet::IRQ) => report.irq = Some(exit.p[2]),
+                _ if report.take(&exit) => {}
                 _ => match answer(exit) {
                     Some(v) => value = v,
                     None => return Err(exit),

@@ -227,7 +227,11 @@ fn a20_window_range_arithmetic() -> Result<(), Failure> {
         (change(&|c| c.bar_offset = top), Error::Overflow),
         (change(&|c| c.length = top), Error::Overflow),
         (
-            change(&|c| c.length = (WINDOW_PAGES_MAX + 1) * PAGE_SIZE),
+            change(&|c| {
+                c.length = (WINDOW_PAGES_MAX + 1) * PAGE_SIZE;
+                c.bar_size = 1 << 30;
+                c.extents[0].pages = WINDOW_PAGES_MAX + 1;
+            }),
             Error::TooLarge,
         ),
     ] {
