@@ -34,6 +34,20 @@ impl Uart {
     }
 }
 
+impl Uart {
+    fn get(self) -> Option<u8> {
+        // SAFETY: as in `put`; a read of the data register takes the byte out, which is wanted.
+        unsafe {
+            match self {
+                Self::Pl011(base) => {
+                    (mmio::read32(base + 0x18) & (1 << 4) == 0).then(|| mmio::read32(base) as u8)
+                }
+                Self::Ns16550(base) => (mmio::read8(base + 5) & 1 != 0).then(|| mmio::read8(base)),
+            }
+        }
+    }
+}
+
 impl Write for Uart {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         for b in s.bytes() {
@@ -51,6 +65,11 @@ static CONSOLE: Mutex<Option<Uart>> = Mutex::new(None);
 /// Chooses the console; before it nothing is printed.
 pub fn set(uart: Uart) {
     *CONSOLE.lock() = Some(uart);
+}
+
+/// A byte that has come on the console, if one has.
+pub fn read() -> Option<u8> {
+    CONSOLE.lock().and_then(Uart::get)
 }
 
 /// For `print!` and `println!`.

@@ -19,8 +19,8 @@ porthole_runtime::entry!(main);
 
 /// What a private page is filled with; the host must never find it.
 const SECRET: &[u8; 16] = b"PORTHOLE PRIVATE";
-/// Longest line that is looked at for `quit`.
-const LINE_MAX: usize = 64;
+/// Microseconds between two looks for early input.
+const EARLY_MICROS: u64 = 20_000;
 /// Seconds until a ping's answer is given up.
 const PING_SECONDS: u64 = 20;
 
@@ -66,28 +66,56 @@ fn echo(console: &mut Console) {
     console.send(b"echo: hello through the window\r\n");
     println!("echo: ready");
     let mut buffer = vec![0; MESSAGE_MAX];
-    let (mut line, mut length) = ([0; LINE_MAX], 0);
+    let mut lines = Lines::default();
+    // A VMM gives the serial port what it got before the console was up: that counts too.
+    let second = timer::frequency();
+    let mut early_until = reg::counter() + second;
     loop {
-        console.wait(None);
-        let got = console.receive(&mut buffer);
-        let mut quit = false;
-        for &byte in &buffer[..got] {
-            if byte == b'\n' || byte == b'\r' {
-                quit |= &line[..length.min(LINE_MAX)] == b"quit";
-                length = 0;
-                continue;
-            }
-            if let Some(place) = line.get_mut(length) {
-                *place = byte;
-            }
-            length = length.saturating_add(1);
+        let now = reg::counter();
+        let early = (now < early_until).then(|| now + timer::ticks(EARLY_MICROS));
+        console.wait(early);
+        let mut got = 0;
+        while let Some(byte) = buffer
+            .get(got)
+            .and_then(|_| porthole_runtime::console::read())
+        {
+            buffer[got] = byte;
+            got += 1;
+            early_until = reg::counter() + second;
         }
+        got += console.receive(&mut buffer[got..]);
         if got > 0 {
             console.send(&buffer[..got]);
         }
-        if quit {
+        if lines.find_quit(&buffer[..got]) {
             return;
         }
+    }
+}
+
+/// The line that is coming in.
+#[derive(Default)]
+struct Lines {
+    start: [u8; 8],
+    length: usize,
+}
+
+impl Lines {
+    /// Takes more bytes; true if a line of them, or one that they end, is `quit`.
+    fn find_quit(&mut self, bytes: &[u8]) -> bool {
+        let mut found = false;
+        for &byte in bytes {
+            if matches!(byte, b'\n' | b'\r') {
+                found |= self.start.get(..self.length) == Some(b"quit");
+                self.length = 0;
+                continue;
+            }
+            if let Some(place) = self.start.get_mut(self.length) {
+                *place = byte;
+            }
+            self.length = self.length.saturating_add(1);
+        }
+        found
     }
 }
 
