@@ -44,6 +44,16 @@ grep -q "^exercise: [0-9]* checks ok" "$GUEST_LOG" && same_as_boot'
 st_guest_keeps_its_state_on_cortex_a72() { exercises cortex-a72; }
 st_guest_keeps_its_state_on_max() { exercises max,pauth-impdef=on; }
 
+st_guest_refuses_what_config_space_and_hypervisor_differ_in() {
+    on_host --batch "$WITH_GUESTLIB"'
+porthole run --kernel "$GUEST_IMAGE" --mem 16M --swiotlb-cfg-type 11 </dev/null >"$GUEST_LOG" 2>&1
+[ $? -eq 3 ] && grep -q "^FAILED: windows: .* that config space does not claim" "$GUEST_LOG" ||
+    { cat "$GUEST_LOG"; exit 1; }
+porthole run --kernel "$GUEST_IMAGE" --mem 16M --swiotlb-feature-bit 40 </dev/null >"$GUEST_LOG" 2>&1
+[ $? -eq 3 ] && grep -q "^FAILED: .* the device refuses the features" "$GUEST_LOG" || { cat "$GUEST_LOG"; exit 2; }
+same_as_boot'
+}
+
 st_two_guests_at_once_keep_apart() {
     on_host --smp 4 --batch "$WITH_GUESTLIB"'
 for n in 1 2; do
