@@ -1,14 +1,17 @@
 //! The porthole command: parses, carries out, and turns the outcome into one line and an exit status.
 #![forbid(unsafe_code)]
 
-use std::io::IsTerminal;
+use std::fmt;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 use porthole_vmm::cli::Cli;
 use porthole_vmm::command;
-use tracing::Level;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 /// Wrong usage, as of most commands.
 const USAGE: u8 = 2;
@@ -25,9 +28,8 @@ fn main() -> ExitCode {
             _ => Level::DEBUG,
         })
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .without_time()
+        .with_ansi(false)
+        .event_format(Plain)
         .init();
     match command::execute(&cli) {
         Ok(status) => ExitCode::from(status),
@@ -35,6 +37,27 @@ fn main() -> ExitCode {
             eprintln!("porthole: {e}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Messages look like the errors of the command, and stand out from the guest's output by it.
+struct Plain;
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = event.metadata().level().as_str().to_ascii_lowercase();
+        write!(writer, "porthole: {level}: ")?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
     }
 }
 
