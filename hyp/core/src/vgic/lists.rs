@@ -199,11 +199,9 @@ impl Gic {
         let active_listed = list.iter().filter(|c| !c.inactive).count();
         regs.hcr = hcr::EN;
         if pending_left {
-            regs.hcr |= if active_listed > 1 {
-                hcr::NPIE
-            } else {
-                hcr::UIE
-            };
+            // "At most one is valid" would hold at once where active ones stay, or with one register.
+            let none_pending = active_listed > 1 || room == 1;
+            regs.hcr |= if none_pending { hcr::NPIE } else { hcr::UIE };
         }
         if active_left {
             regs.hcr |= hcr::LRENPIE | hcr::TDIR;

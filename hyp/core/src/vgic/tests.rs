@@ -461,3 +461,31 @@ fn sgi_and_ppi_triggers_are_fixed() {
     // The distributor has no view of them.
     assert_eq!(rig.gic.read_distributor(ISENABLER, 4), 0);
 }
+
+#[test]
+fn a45_no_maintenance_interrupt_is_asked_for_that_is_there_at_once() {
+    for registers in [1, 2, 4] {
+        let mut rig = Rig::new();
+        rig.registers = registers;
+        for n in 0..8u32 {
+            rig.spi(32 + n, true, (0xb0 - 8 * n) as u8, 0);
+        }
+        for n in 0..8u64 {
+            rig.gic.set_line(32 + n, true).unwrap();
+            // Some stay active, as they nest.
+            rig.exchange(0);
+            if n % 2 == 0 {
+                rig.acknowledge(0);
+                rig.exchange(0);
+            }
+            let regs = &rig.regs[0];
+            let listed = rig.listed(0);
+            if regs.hcr & hcr::UIE != 0 {
+                assert!(listed.len() > 1, "{registers} registers, {n} raised");
+            }
+            if regs.hcr & hcr::NPIE != 0 {
+                assert!(listed.iter().any(|lr| lr.pending()));
+            }
+        }
+    }
+}
