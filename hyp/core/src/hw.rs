@@ -179,7 +179,7 @@ pub trait Cpu {
     fn has_random(&self) -> bool;
 }
 
-/// Encoding of a system register, packed as Op0[15:14] Op1[13:11] CRn[10:7] CRm[6:3] Op2[2:0].
+/// Encoding of a system register, packed as `Op0[15:14] Op1[13:11] CRn[10:7] CRm[6:3] Op2[2:0]`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SysReg(pub u16);
 

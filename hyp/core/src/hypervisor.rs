@@ -36,7 +36,7 @@ pub struct BootConfig<'a, M: Machine> {
     pub hyp: PhysPages,
     /// MMIO that the host does not see.
     pub hidden: &'a [PhysPages],
-    /// All CPUs; the index is the [`CpuId`]. The calling CPU runs, the others are off.
+    /// All CPUs; the index is the `CpuId`. The calling CPU runs, the others are off.
     pub cpus: &'a [CpuInfo],
     /// One entry for each page of `ram`.
     pub tracker: &'static mut [PageEntry],

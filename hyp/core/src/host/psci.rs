@@ -2,7 +2,7 @@
 //! Anything else, FF-A and every vendor's calls among it, is refused by the caller.
 //!
 //! A CPU that the host starts comes up in the hypervisor, which asks [`Hypervisor::cpu_started`] where to
-//! enter EL1; what the host asked for is kept in its [`HostCpu`].
+//! enter EL1; what the host asked for is kept in its `HostCpu`.
 
 use spin::Mutex;
 

@@ -22,7 +22,7 @@ impl HostMemory<'_> {
     /// caller found `guest` by its `vm`.
     ///
     /// # Errors
-    /// `BadState` once the VM is dying; those of [`WindowRequest::check`]; `OutsideRegion`; `WindowOverlap`,
+    /// `BadState` once the VM is dying; those of `WindowRequest::check`; `OutsideRegion`; `WindowOverlap`,
     /// `WindowForeign`; `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`; `NoSlot`, `NoMetadata`.
     pub fn register_window<M: Memory + Tlb>(
         &self,

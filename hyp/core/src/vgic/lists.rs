@@ -19,7 +19,7 @@ pub mod hcr {
     pub const EOI_COUNT_MASK: u64 = 31 << EOI_COUNT_SHIFT;
 }
 
-/// A value of ICH_LR<n>_EL2.
+/// A value of `ICH_LR<n>_EL2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListRegister(pub u64);
 

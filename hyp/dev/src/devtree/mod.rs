@@ -1,4 +1,4 @@
-//! The device tree: what the firmware says about the machine ([`read`]), and the edited copy for the host ([`host`]).
+//! The device tree: what the firmware says about the machine (`read`), and the edited copy for the host (`host`).
 //! The firmware is trusted, so the `fdt` crate may read its blob; nothing that host or guest wrote comes here.
 
 mod host;
