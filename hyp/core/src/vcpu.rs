@@ -202,6 +202,43 @@ mod tests {
         assert_eq!(link.poke(), Poke::Nothing, "one waker is enough");
     }
 
+    /// A waiter and a waker on two threads: no interrupt is slept over, whatever the order.
+    #[test]
+    fn no_poke_is_lost_on_a_vcpu_that_goes_to_wait() {
+        use std::sync::atomic::AtomicU64;
+        const ROUNDS: u64 = 20_000;
+        let link = Link::new();
+        let (sent, seen, woken) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let at_end = |counter: &AtomicU64| counter.load(Ordering::SeqCst) == ROUNDS;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    sent.store(round, Ordering::SeqCst);
+                    if link.poke() == Poke::Wake {
+                        woken.fetch_add(1, Ordering::SeqCst);
+                    }
+                    // One at a time: the next only when the vCPU has looked.
+                    while seen.load(Ordering::SeqCst) < round {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            let mut wakes = 0;
+            while !at_end(&seen) {
+                link.enter(CpuId(0));
+                link.clear_attention();
+                seen.store(sent.load(Ordering::SeqCst), Ordering::SeqCst);
+                if link.idle() && !at_end(&seen) {
+                    // The host sleeps until it is told; a lost poke hangs here.
+                    while woken.load(Ordering::SeqCst) == wakes {
+                        std::thread::yield_now();
+                    }
+                    wakes += 1;
+                }
+            }
+        });
+    }
+
     #[test]
     fn a_reset_keeps_identity_and_timer_only() {
         let regime = Regime { vttbr: 5, vtcr: 6 };
