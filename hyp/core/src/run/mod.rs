@@ -25,6 +25,10 @@ use crate::vcpu::{Link, Power, Start, Vcpu};
 use crate::vgic::VcpuMask;
 use crate::vm::Vm;
 
+/// PSTATE.SS and BTYPE in SPSR_EL2 (Arm ARM C5.2.20).
+const PSTATE_SS: u64 = 1 << 21;
+const PSTATE_BTYPE: u64 = 3 << 10;
+
 /// Why a run ended: what the host gets in x1 to x4, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -231,9 +235,12 @@ impl<M: Machine> Run<'_, M> {
         RESUME
     }
 
-    /// Steps over the instruction that trapped.
+    /// Steps over the instruction that trapped, which was done for the guest: a guest that single-steps is
+    /// at its end now, and it was no branch.
     fn skip(&mut self) {
-        self.vcpu.context.pc = self.vcpu.context.pc.wrapping_add(4);
+        let context = &mut self.vcpu.context;
+        context.pc = context.pc.wrapping_add(4);
+        context.pstate &= !(PSTATE_SS | PSTATE_BTYPE);
     }
 
     /// General register `n` as an operand: 31 is the zero register.

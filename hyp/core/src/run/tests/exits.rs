@@ -259,3 +259,30 @@ fn exits_are_counted_by_who_answered() {
     assert_eq!(count(StatKind::GuestExitsInside), 2);
     assert_eq!(count(StatKind::GuestExitsToHost), 1);
 }
+
+#[test]
+fn a46_an_instruction_done_for_the_guest_was_its_step() {
+    // PSTATE.SS and BTYPE: as the CPU would leave them behind an instruction that it did itself.
+    const SS: u64 = 1 << 21;
+    const BTYPE: u64 = 3 << 10;
+    let (host, vm) = ready();
+    for exit in [
+        mmio(0x0b00_0000, 2, 0, false),
+        mmio(0x0b00_0000, 2, 0, true),
+        mmio(0x0800_0008, 2, 0, false),
+        sysreg(3, 0, 0, 4, 0, 0, true),
+        sync(0x17 << 26),
+        wfi(),
+    ] {
+        play(&host, vm, 0, 0, move |context, entry| {
+            if entry == 0 {
+                context.x[0] = 0;
+                context.pstate |= SS | BTYPE;
+                return Some(exit);
+            }
+            None
+        });
+        let context = look(&host, vm, 0, 0);
+        assert_eq!(context.pstate & (SS | BTYPE), 0, "{exit:x?}");
+    }
+}
