@@ -17,8 +17,6 @@ mod class {
     pub const DATA_ABORT: u64 = 0x24;
 }
 
-/// Bytes of an A64 instruction.
-const INSTRUCTION: u64 = 4;
 /// ESR_ELx.IL.
 const IL: u64 = 1 << 25;
 /// ISS of an abort: fault status code.
@@ -41,7 +39,7 @@ extern "C" fn porthole_host_sync(frame: &mut Frame) {
         }
         class::SMC64 => {
             fault::note_call(frame.x[0]);
-            frame.pc = frame.pc.wrapping_add(INSTRUCTION);
+            frame.step_over();
             hypervisor.host_smc(syndrome.esr as u16, &mut frame.x);
         }
         class::DATA_ABORT | class::INSTRUCTION_ABORT => abort(frame, syndrome),
@@ -63,16 +61,6 @@ fn abort(frame: &mut Frame, syndrome: Syndrome) {
     };
     let Syndrome { esr, far, hpfar } = syndrome;
     let el0 = host::from_el0(frame);
-    // HPFAR_EL2 is defined for a permission fault only if it fell on a table walk.
-    let permission = esr & 0x3c == 0b1100;
-    let hpfar = if permission && esr & ON_WALK == 0 {
-        match host::translate(far, el0) {
-            Some(hpfar) => hpfar,
-            None => return,
-        }
-    } else {
-        hpfar
-    };
     let level = esr & 3;
     let on_walk = esr & ON_WALK != 0;
     let status = match hypervisor.host_fault(esr, far, hpfar, el0) {
@@ -106,7 +94,7 @@ fn system_register(frame: &mut Frame, esr: u64) {
         if let Some(target) = frame.x.get_mut(usize::from(field(5, 5))) {
             *target = host::id_register(register);
         }
-        frame.pc = frame.pc.wrapping_add(INSTRUCTION);
+        frame.step_over();
     } else {
         log::debug!(
             "undefined register for the host: {register:?} at {:#x}",

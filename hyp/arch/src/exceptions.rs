@@ -44,6 +44,17 @@ pub struct Frame {
 
 const _: () = assert!(size_of::<Frame>() == 272);
 
+impl Frame {
+    /// Steps over the instruction that trapped, which was done for whom it trapped from: its single step (PSTATE.SS)
+    /// is at its end, and it was no branch (BTYPE).
+    pub fn step_over(&mut self) {
+        const SS: u64 = 1 << 21;
+        const BTYPE: u64 = 3 << 10;
+        self.pc = self.pc.wrapping_add(4);
+        self.pstate &= !(SS | BTYPE);
+    }
+}
+
 /// Kind of an exception, by its place in the vector table (Arm ARM D1.3.1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -282,23 +282,6 @@ pub fn from_el0(frame: &Frame) -> bool {
     frame.pstate & 0xf == 0
 }
 
-/// The IPA of a virtual address of the host in the format of HPFAR_EL2, by its stage 1 as it is now; `None` if that
-/// does not translate it. For stage-2 permission faults, on which HPFAR_EL2 is not defined (Arm ARM D24.2.73).
-pub fn translate(address: u64, el0: bool) -> Option<u64> {
-    let saved = PAR_EL1.get();
-    // SAFETY: an address translation changes PAR_EL1 only, which is put back.
-    unsafe {
-        if el0 {
-            asm!("at s1e0r, {}", "isb", in(reg) address, options(nostack, preserves_flags));
-        } else {
-            asm!("at s1e1r, {}", "isb", in(reg) address, options(nostack, preserves_flags));
-        }
-    }
-    let result = PAR_EL1.get();
-    PAR_EL1.set(saved);
-    (result & 1 == 0).then_some((result >> 12 & 0xf_ffff_ffff) << 4)
-}
-
 /// Waits for an interrupt; for CPUs that have nothing left to do.
 pub fn wait() {
     aarch64_cpu::asm::wfi();

@@ -1,12 +1,14 @@
 //! a01: the host touches what is not its own.
 
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use porthole_abi::{PAGE_SIZE, PageOwner};
 use porthole_runtime::mmu::{self, Attr, KERNEL_BASE};
 use porthole_runtime::probe::{self, El0, Fault};
 use porthole_runtime::read_reg;
 
 use crate::arena;
-use crate::harness::Failure;
+use crate::harness::{self, Failure};
 use crate::hyp::owner;
 use crate::puppet::{self, insn};
 use crate::vm::{self, RAM, Vm};
@@ -22,6 +24,7 @@ tests![
     a01_address_translation_shows_no_content,
     a01_guest_content_is_unharmed_by_host_writes,
     a01_every_hypervisor_page_is_out_of_reach,
+    a01_tables_that_change_under_a_fault,
 ];
 
 /// Where the tests map an alias for EL0.
@@ -198,5 +201,48 @@ fn a01_guest_content_is_unharmed_by_host_writes() -> Result<(), Failure> {
     check_eq!((report.x[0], report.esr), (secret, 0));
     let _ = puppet::FREE;
     ok!(vm.destroy());
+    Ok(())
+}
+
+static TABLE: AtomicU64 = AtomicU64::new(0);
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Entry of the program's root that the test below changes all the time.
+const FLIPPED: u64 = 0x1fe;
+/// An address where nothing answers: behind RAM, before QEMU's 64-bit PCI aperture.
+const NOBODY: u64 = 0x8_0000_0000;
+
+/// Hangs a sound table and one at an address where nothing answers into the root, in turn.
+fn change_root() {
+    let slot = mmu::root() + FLIPPED * 8;
+    let table = TABLE.load(Ordering::Acquire);
+    let mut turn = 0u64;
+    while !STOP.load(Ordering::Acquire) {
+        arena::poke(slot, if turn & 1 == 0 { table } else { NOBODY } | 3);
+        // Each state holds for another while, up to about what EL2 takes for a fault.
+        for _ in 0..turn & 0x1f {
+            core::hint::spin_loop();
+        }
+        turn += 1;
+    }
+}
+
+fn a01_tables_that_change_under_a_fault() -> Result<(), Failure> {
+    // The fetch that stage 2 refuses went through sound tables; whoever walks them again at EL2 meets others.
+    let table = arena::page();
+    arena::poke(table, 0x0900_0000 | 0x701);
+    TABLE.store(table, Ordering::Release);
+    STOP.store(false, Ordering::Release);
+    harness::start(1, change_root);
+    let va = FLIPPED << 30;
+    let mut fetched = 0;
+    for _ in 0..20_000 {
+        fetched += u64::from(probe::execute(va, 0).is_ok());
+    }
+    STOP.store(true, Ordering::Release);
+    harness::wait(1);
+    arena::poke(mmu::root() + FLIPPED * 8, 0);
+    mmu::flush();
+    check_eq!(fetched, 0);
     Ok(())
 }

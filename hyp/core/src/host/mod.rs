@@ -8,7 +8,9 @@ mod tests;
 
 use core::sync::atomic::Ordering;
 
-use porthole_abi::{CALL_COUNT, CALL_REVISION, CALL_UID, HVC_IMMEDIATE, HostFunction, UID};
+use porthole_abi::{
+    CALL_COUNT, CALL_REVISION, CALL_UID, HVC_IMMEDIATE, HostFunction, NO_ADDRESS, UID,
+};
 
 use crate::addr::PhysAddr;
 use crate::hw::Machine;
@@ -76,11 +78,19 @@ impl<M: Machine> Hypervisor<M> {
     /// Which abort it becomes: a user, or the kernel through a user address, gets an external abort, which
     /// Linux turns into a signal; the kernel through its own address gets a translation fault, which its
     /// exception tables can repair.
+    ///
+    /// A permission fault, which only a fetch from MMIO makes, leaves HPFAR_EL2 undefined unless it fell on a
+    /// table walk (Arm ARM D24.2.73); its address is told as [`NO_ADDRESS`]. EL2 does not walk the host's tables
+    /// to find it: they may have changed, and a walk that meets a bus error is an exception of EL2 itself.
     pub fn host_fault(&self, esr: u64, far: u64, hpfar: u64, from_el0: bool) -> HostFaultAction {
-        let address = PhysAddr::new(fault_ipa(far, hpfar).raw());
-        if Syndrome(esr).fault() == Fault::Translation
-            && self.memory.host_reaches(&self.machine, address)
-        {
+        let syndrome = Syndrome(esr);
+        let fault = syndrome.fault();
+        let address = if fault == Fault::Permission && !syndrome.is_walk() {
+            PhysAddr::new(NO_ADDRESS)
+        } else {
+            PhysAddr::new(fault_ipa(far, hpfar).raw())
+        };
+        if fault == Fault::Translation && self.memory.host_reaches(&self.machine, address) {
             return HostFaultAction::Retry;
         }
         self.stats

@@ -46,6 +46,11 @@ fn a_fault_in_the_gap_of_a_change_is_tried_again() {
         .hyp
         .host_fault(permission, KERNEL, page >> 12 << 4, false);
     assert_eq!(action, HostFaultAction::TranslationFault);
+    // HPFAR_EL2 is undefined then: nobody is told what it holds.
+    assert_eq!(stat(&host, StatKind::LastAbortAddress), u64::MAX);
+    let on_walk = permission | 1 << 7;
+    host.hyp.host_fault(on_walk, KERNEL, page >> 12 << 4, false);
+    assert_eq!(stat(&host, StatKind::LastAbortAddress), page);
 }
 
 #[test]
