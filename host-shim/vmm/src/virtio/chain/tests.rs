@@ -140,20 +140,22 @@ fn a25_indirect_descriptors_follow_the_rules() {
 
 #[test]
 fn a25_lengths_that_add_up_beyond_32_bits_are_a_fault() {
-    // The buffers may overlap, so a small window is enough for a long chain: only the sum is wrong.
-    let m = memory();
+    // The buffers may overlap, so every address is good: only the sum is wrong.
+    const LARGEST: u32 = 16 << 20;
+    let m = WindowMemory::from_ranges(&[(GuestAddress(BASE), LARGEST as usize)]).unwrap();
     let table = BASE + 0x1000;
-    let entries = 1024_u16;
-    put(&m, BASE, 0, table, u32::from(entries) * 16, INDIRECT, 0);
-    for i in 0..entries {
-        let next = if i + 1 == entries { 0 } else { NEXT };
-        put(&m, table, i, BASE, SIZE as u32, next, i + 1);
-    }
-    let got = walk(&m, 0);
-    if u64::from(entries) * SIZE > u64::from(u32::MAX) {
-        assert_eq!(got, Err(ChainError::TooLong { head: 0 }));
-    } else {
-        assert_eq!(got.unwrap().readable.len(), usize::from(entries));
+    for (entries, fits) in [(255u16, true), (256, false), (1024, false)] {
+        put(&m, BASE, 0, table, u32::from(entries) * 16, INDIRECT, 0);
+        for i in 0..entries {
+            let next = if i + 1 == entries { 0 } else { NEXT };
+            put(&m, table, i, BASE, LARGEST, next, i + 1);
+        }
+        let got = walk(&m, 0);
+        if fits {
+            assert_eq!(got.unwrap().readable_len(), u32::from(entries) * LARGEST);
+        } else {
+            assert_eq!(got, Err(ChainError::TooLong { head: 0 }));
+        }
     }
 }
 

@@ -329,6 +329,10 @@ fn the_configuration_access_capability_reaches_the_registers() {
         r.function.config_write(at + 4, &[bar]);
         r.set_config(at + 8, offset);
         r.set_config(at + 12, length);
+        let state = lock(&r.function.state);
+        let reached = r.function.through_config(&state, at + 16, length as usize);
+        assert_eq!(reached, None, "BAR {bar}, {length} bytes at {offset:#x}");
+        drop(state);
         r.set_config(at + 16, u32::MAX);
         r.config(at + 16);
     }
