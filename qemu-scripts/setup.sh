@@ -44,6 +44,7 @@ setup() {
     exec 8>"$PORTHOLE_CACHE/lock"
     flock 8
     setup_rust
+    setup_crates
     setup_kernel
     exec 8>&-
 }

@@ -33,6 +33,23 @@ setup_rust() {
     done
 }
 
+# setup_crates: what Cargo.lock names, and what std is built from where we build it, in cargo's own cache.
+setup_crates() {
+    fetch_crates "$PORTHOLE_ROOT/Cargo.toml" "the crates that Cargo.lock names"
+    if ! rust_has "$RUST_BARE" || ! rust_has "$RUST_LINUX"; then
+        fetch_crates "$(rust_src_library)/Cargo.toml" "the crates that the standard library is built from"
+    fi
+}
+
+# fetch_crates MANIFEST WHAT
+fetch_crates() {
+    local log="$PORTHOLE_CACHE/log/cargo-fetch.log"
+    RUSTC_BOOTSTRAP=1 quietly "$log" cargo fetch --offline --manifest-path "$1" && return 0
+    say "fetching $2"
+    RUSTC_BOOTSTRAP=1 quietly "$log" cargo fetch --manifest-path "$1" ||
+        die "cannot fetch $2 from crates.io; connect to the network and run qemu-scripts/setup.sh again (details: $log)"
+}
+
 # Debian's rust-src of the compiler's version, for -Zbuild-std.
 setup_rust_src() {
     local library version config spec
