@@ -309,8 +309,11 @@ impl Tlb for FakeMachine {
         state.broken.clear();
     }
 
-    fn flush_vmid_local(&self, _vmid: Vmid) {
-        // One TLB stands for all CPUs here: what another CPU caches stays.
+    fn flush_vmid_local(&self, vmid: Vmid) {
+        // One TLB stands for all CPUs here: what another CPU caches stays. It is written down only.
+        let mut script = self.cpu.script();
+        let cpu = script.id;
+        script.local_flushes.push((cpu, vmid));
     }
 
     fn sync(&self) {}

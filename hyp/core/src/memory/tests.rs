@@ -4,6 +4,7 @@
 mod audit;
 mod failure;
 mod model;
+mod remains;
 mod sharing;
 mod support;
 mod threads;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::FakeMachine;
 use crate::context::VcpuContext;
-use crate::hw::{Cpu, CpuId, Firmware, GuestException, GuestExit, IrqSource, SysReg};
+use crate::hw::{Cpu, CpuId, Firmware, GuestException, GuestExit, IrqSource, SysReg, Vmid};
 
 /// The guest's side of a run: edits its registers as the guest would, and says why it leaves. `None` takes the
 /// next scripted exit. It may call the hypervisor, as another CPU would.
@@ -60,6 +60,8 @@ pub struct CpuScript {
     pub loaded: bool,
     /// Entries into a guest.
     pub entries: usize,
+    /// Flushes of a VMID on one CPU alone: the CPU and the VMID.
+    pub local_flushes: Vec<(u8, Vmid)>,
     /// The guest, if it is more than a script.
     pub guest: Option<Guest>,
     /// x0 of a relayed call, by function; 0 for those that are not here.

@@ -149,6 +149,24 @@ fn a09_handles_name_living_vms_only() {
 }
 
 #[test]
+fn a05_a_vm_is_not_destroyed_before_its_last_page_is_back() {
+    let mut host = Host::new();
+    let config = host.config(VmPlan::default());
+    let page = host.pages(1);
+    let vm = host.create(&config).unwrap();
+    let call = |function, args: &[u64]| host.call(function, args);
+    let donate = [vm, page, Host::GUEST_RAM, 1, 0];
+    call(HostFunction::VmDonate, &donate).unwrap();
+    call(HostFunction::VmTeardown, &[vm]).unwrap();
+    // Either kind of page alone keeps the slot, and with it the handle that they are reclaimed by.
+    let metadata = [vm, config.meta_pa, config.meta_pages];
+    call(HostFunction::VmReclaim, &metadata).unwrap();
+    refused(&host, HostFunction::VmDestroy, &[vm], Error::PagesLeft);
+    call(HostFunction::VmReclaim, &[vm, page, 1]).unwrap();
+    call(HostFunction::VmDestroy, &[vm]).unwrap();
+}
+
+#[test]
 fn a_vm_lives_and_gives_everything_back() {
     let mut host = Host::new();
     let before = host.state();

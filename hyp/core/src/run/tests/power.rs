@@ -93,6 +93,26 @@ fn a_vcpu_starts_where_the_guest_says() {
 }
 
 #[test]
+fn a07_a_cpu_forgets_a_vms_translations_before_it_runs_another_of_its_vcpus() {
+    // Two vCPUs may use one ASID for different address spaces; both have the VM's VMID.
+    let (host, vm) = ready();
+    psci(&host, vm, 0, PSCI_CPU_ON_64, [1, Host::GUEST_RAM, 0]);
+    host.machine().cpu.script().local_flushes.clear();
+    let flushes_of = |cpu: u8, vcpu: u64| {
+        host.machine().cpu.script().id = cpu;
+        host.run(vm, vcpu, 0).unwrap();
+        std::mem::take(&mut host.machine().cpu.script().local_flushes)
+    };
+    let vmid = host.hyp.slots.with(vm, |vm| Ok(vm.vmid)).unwrap();
+    assert_eq!(flushes_of(0, 0), [], "the same as before");
+    assert_eq!(flushes_of(0, 1), [(0, vmid)]);
+    assert_eq!(flushes_of(0, 1), []);
+    assert_eq!(flushes_of(3, 1), [(3, vmid)], "whoever ran there last");
+    assert_eq!(flushes_of(0, 0), [(0, vmid)]);
+    assert_eq!(flushes_of(3, 1), []);
+}
+
+#[test]
 fn a43_bad_targets_and_entries_of_a_guest() {
     let (host, vm) = ready();
     let ram = Host::GUEST_RAM;
