@@ -1,8 +1,8 @@
-//! a01: the host touches what is not its own.
+//! a01, a09: the host touches what is not its own, or leaves something in it before.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use porthole_abi::{PAGE_SIZE, PageOwner};
+use porthole_abi::{ExitKind, PAGE_SIZE, PageOwner};
 use porthole_runtime::mmu::{self, Attr, KERNEL_BASE};
 use porthole_runtime::probe::{self, El0, Fault};
 use porthole_runtime::read_reg;
@@ -25,6 +25,7 @@ tests![
     a01_guest_content_is_unharmed_by_host_writes,
     a01_every_hypervisor_page_is_out_of_reach,
     a01_tables_that_change_under_a_fault,
+    a09_metadata_arrives_clean,
 ];
 
 /// Where the tests map an alias for EL0.
@@ -190,7 +191,10 @@ fn a01_guest_content_is_unharmed_by_host_writes() -> Result<(), Failure> {
     let mut vm = Vm::puppet(1);
     let page = arena::page();
     let ipa = RAM + 0x10_0000;
+    arena::poke(page, 0xbad);
     ok!(vm.donate(page, ipa, 1, 0));
+    let report = ok!(vm.pull(0, insn::LOAD, [ipa, 0, 0, 0, 0, 0]));
+    check_eq!((report.x[0], report.esr), (0, 0));
     let secret = 0x5ec2_e75e_c2e7;
     ok!(vm.pull(0, insn::STORE, [ipa, secret, 0, 0, 0, 0]));
     let _ = probe::write(page, 0);
@@ -244,5 +248,32 @@ fn a01_tables_that_change_under_a_fault() -> Result<(), Failure> {
     arena::poke(mmu::root() + FLIPPED * 8, 0);
     mmu::flush();
     check_eq!(fetched, 0);
+    Ok(())
+}
+
+fn a09_metadata_arrives_clean() -> Result<(), Failure> {
+    // Every page of metadata comes as a table that maps the hypervisor for the guest, in blocks of 1 GiB.
+    let config = vm::config(1);
+    let bytes = config.meta_pages * PAGE_SIZE;
+    for word in (config.meta_pa..config.meta_pa + bytes).step_by(8) {
+        arena::poke(word, arena::RAM_BASE | 0x7fd);
+    }
+    let mut vm = ok!(vm::create(&config));
+    ok!(vm.create_vcpu(0));
+    vm.load_puppet();
+    ok!(vm.finalize(RAM, 0));
+    let secret = arena::hyp_page() - arena::RAM_BASE;
+    for gib in [0, 1, 3, 4, 63] {
+        let at = gib << 30 | secret;
+        let mut seen = None;
+        let x = [at, 0, 0, 0, 0, 0];
+        let report = ok!(vm.pull_until(0, insn::LOAD, x, 0, &mut |exit| {
+            seen = Some((exit.kind, exit.p[0]));
+            Some(0x77)
+        }));
+        check_eq!(seen, Some((ExitKind::MmioRead, at)));
+        check_eq!((report.x[0], report.esr), (0x77, 0));
+    }
+    ok!(vm.destroy());
     Ok(())
 }

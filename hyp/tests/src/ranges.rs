@@ -519,8 +519,26 @@ fn a09_metadata_reused_while_vm_lives() -> Result<(), Failure> {
     Ok(())
 }
 
-fn a09_stale_and_forged_handles() -> Result<(), Failure> {
+/// Every call that names a VM by its handle, with arguments that a living VM would take.
+fn each_call_with(h: u64, page: u64) -> [(HostFunction, [u64; 5]); 12] {
     use HostFunction as F;
+    [
+        (F::VmDonate, [h, page, IPA, 1, 0]),
+        (F::VmDonateMeta, [h, page, 1, 0, 0]),
+        (F::VmFinalize, [h, RAM, 0, 0, 0]),
+        (F::VmTeardown, [h, 0, 0, 0, 0]),
+        (F::VmReclaim, [h, page, 1, 0, 0]),
+        (F::VmDestroy, [h, 0, 0, 0, 0]),
+        (F::VmMeasurement, [h, 0, 0, 0, 0]),
+        (F::VcpuCreate, [h, 0, 0, 0, 0]),
+        (F::VcpuRun, [h, 0, 0, 0, 0]),
+        (F::WindowUnregister, [h, 0, 0, 0, 0]),
+        (F::WindowInfo, [h, 0, 0, 0, 0]),
+        (F::SpiSet, [h, 32, 1, 0, 0]),
+    ]
+}
+
+fn a09_stale_and_forged_handles() -> Result<(), Failure> {
     let vm = Vm::puppet(1);
     let live = vm.handle;
     ok!(vm.destroy());
@@ -535,20 +553,7 @@ fn a09_stale_and_forged_handles() -> Result<(), Failure> {
         0xff,
         u64::MAX,
     ] {
-        for (function, args) in [
-            (F::VmDonate, [h, page, IPA, 1, 0]),
-            (F::VmDonateMeta, [h, page, 1, 0, 0]),
-            (F::VmFinalize, [h, RAM, 0, 0, 0]),
-            (F::VmTeardown, [h, 0, 0, 0, 0]),
-            (F::VmReclaim, [h, page, 1, 0, 0]),
-            (F::VmDestroy, [h, 0, 0, 0, 0]),
-            (F::VmMeasurement, [h, 0, 0, 0, 0]),
-            (F::VcpuCreate, [h, 0, 0, 0, 0]),
-            (F::VcpuRun, [h, 0, 0, 0, 0]),
-            (F::WindowUnregister, [h, 0, 0, 0, 0]),
-            (F::WindowInfo, [h, 0, 0, 0, 0]),
-            (F::SpiSet, [h, 32, 1, 0, 0]),
-        ] {
+        for (function, args) in each_call_with(h, page) {
             refused(function, &args, Error::BadHandle)?;
         }
     }
@@ -561,7 +566,10 @@ fn a09_handle_of_reused_slot_is_another() -> Result<(), Failure> {
     ok!(one.destroy());
     let two = Vm::puppet(1);
     check!(two.handle != old);
-    refused(HostFunction::VmTeardown, &[old], Error::BadHandle)?;
+    let page = arena::page();
+    for (function, args) in each_call_with(old, page) {
+        refused(function, &args, Error::BadHandle)?;
+    }
     ok!(two.pull(0, insn::NOP, [0; 6]));
     ok!(two.destroy());
     Ok(())

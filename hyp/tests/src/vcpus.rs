@@ -261,6 +261,10 @@ fn a41_system_registers_are_apart() -> Result<(), Failure> {
         vm,
         ("tpidr_el0", 3, 3, 13, 0, 2, all),
         ("tpidrro_el0", 3, 3, 13, 0, 3, all),
+        // The low byte is our CPU's index, 0; an address that nobody walks; the flags alone.
+        ("tpidr_el1", 3, 0, 13, 0, 4, 0xffff_ffff_ffff_ff00),
+        ("ttbr1_el1", 3, 0, 2, 0, 1, 0x0000_ffff_ffff_f000),
+        ("spsr_el1", 3, 0, 4, 0, 0, 0xf000_0000),
         ("contextidr_el1", 3, 0, 13, 0, 1, 0xffff_ffff),
         ("far_el1", 3, 0, 6, 0, 0, all),
         ("esr_el1", 3, 0, 5, 2, 0, 0xffff_ffff),
