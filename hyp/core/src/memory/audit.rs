@@ -1,5 +1,6 @@
 //! The share audit: tables against tracker, in bounded steps, without trusting any count.
-//! First every frame of RAM against the host's tables, then every leaf of every guest against the tracker.
+//! First every frame of RAM against the host's tables, then every leaf of the host's tables, which must lead to its
+//! own address, then every leaf of every guest against the tracker.
 
 use porthole_abi::{Error, GUEST_IPA_BITS, PAGE_SHIFT, PAGE_SIZE, VMS_MAX};
 
@@ -7,8 +8,8 @@ use super::{HostMemory, Inner};
 use crate::addr::{Ipa, PhysAddr};
 use crate::guest::GuestMemory;
 use crate::hw::Memory;
-use crate::stage2::Lookup;
 use crate::stage2::descriptor::Bits;
+use crate::stage2::{Geometry, Lookup};
 use crate::tracker::{PageState, VmSlot};
 
 /// Pages that one step looks at, at most (64 MiB).
@@ -45,16 +46,23 @@ impl AuditStep {
 enum Cursor {
     /// At this index of the tracker.
     Frames(usize),
+    /// At this address of the host's tables.
+    Host(Ipa),
     /// At this address of the VM in this slot.
     Guest(usize, Ipa),
 }
 
 const GUEST_PHASE: u64 = 1 << 63;
+const HOST_PHASE: u64 = 1 << 62;
 const SLOT_SHIFT: u32 = 32;
+const HOST_FRAME_MASK: u64 = (1 << (Geometry::BITS_MAX - PAGE_SHIFT)) - 1;
 const FRAME_MASK: u64 = (1 << (GUEST_IPA_BITS - PAGE_SHIFT)) - 1;
 
 impl Cursor {
     fn decode(raw: u64) -> Result<Self, Error> {
+        if raw & !HOST_PHASE <= HOST_FRAME_MASK && raw & HOST_PHASE != 0 {
+            return Ok(Self::Host(Ipa::new((raw & HOST_FRAME_MASK) << PAGE_SHIFT)));
+        }
         if raw & GUEST_PHASE == 0 {
             let index = u32::try_from(raw).map_err(|_| Error::InvalidParameter)?;
             return Ok(Self::Frames(index as usize));
@@ -70,6 +78,7 @@ impl Cursor {
     fn encode(self) -> u64 {
         match self {
             Self::Frames(index) => index as u64,
+            Self::Host(ipa) => HOST_PHASE | ipa.frame(),
             Self::Guest(slot, ipa) => GUEST_PHASE | (slot as u64) << SLOT_SHIFT | ipa.frame(),
         }
     }
@@ -89,6 +98,7 @@ impl HostMemory<'_> {
     ) -> Result<AuditStep, Error> {
         let (first, mut ipa) = match Cursor::decode(cursor)? {
             Cursor::Frames(index) => return Ok(self.inner.lock().audit_frames(machine, index)),
+            Cursor::Host(ipa) => return Ok(self.inner.lock().audit_host(machine, ipa)),
             Cursor::Guest(slot, ipa) => (slot, ipa),
         };
         for slot in (first..VMS_MAX).filter_map(VmSlot::new) {
@@ -120,7 +130,7 @@ impl Inner<'_> {
     fn audit_frames<M: Memory>(&self, machine: &M, first: usize) -> AuditStep {
         let mut step = AuditStep {
             epoch: self.tracker.epoch(),
-            next: Cursor::Guest(0, Ipa::new(0)).encode(),
+            next: Cursor::Host(Ipa::new(0)).encode(),
             ..AuditStep::default()
         };
         let limit = first.saturating_add(PAGES_PER_STEP);
@@ -141,6 +151,33 @@ impl Inner<'_> {
                 }
             }
             index += count;
+        }
+        step
+    }
+
+    /// Whatever the host's tables map, they map by identity: no page is reached behind the tracker's back.
+    fn audit_host<M: Memory>(&self, machine: &M, first: Ipa) -> AuditStep {
+        let mut step = AuditStep {
+            epoch: self.tracker.epoch(),
+            next: Cursor::Guest(0, Ipa::new(0)).encode(),
+            ..AuditStep::default()
+        };
+        let (mut at, mut entries) = (first.raw(), 0);
+        while at < self.stage2.end() {
+            if entries >= ENTRIES_PER_STEP {
+                step.next = Cursor::Host(Ipa::new(at)).encode();
+                break;
+            }
+            entries += 1;
+            at = match self.stage2.lookup(machine, Ipa::new(at)) {
+                Lookup::Hole { end } => end,
+                Lookup::Mapped { pa, end, .. } => {
+                    if pa.raw() != at {
+                        step.offend(pa);
+                    }
+                    end
+                }
+            };
         }
         step
     }

@@ -106,6 +106,50 @@ fn a_page_that_the_host_should_not_reach_is_found() {
     assert_eq!(world.audit(&[&guest]), (3, 2, Some(pa(FREE))));
 }
 
+/// Lets the host reach the guest's page at an address that is not its own.
+fn alias(world: &World<'_>, ipa: u64) {
+    let mut inner = world.memory.inner.lock();
+    let super::super::Inner { stage2, tables, .. } = &mut *inner;
+    let mut pool = PoolSource {
+        machine: &world.machine,
+        used: tables,
+    };
+    let at = Ipa::new(ipa);
+    let mut reserve = Reserve::fill(2, &mut pool).unwrap();
+    stage2.unmap(&world.machine, at, 1, &mut reserve, &mut pool);
+    reserve.release(&mut pool);
+    let mut plan = MapPlan::default();
+    plan.add(&world.machine, stage2, at, pa(FREE), 1).unwrap();
+    let mut reserve = Reserve::fill(plan.tables(), &mut pool).unwrap();
+    stage2.map(
+        &world.machine,
+        at,
+        pa(FREE),
+        1,
+        MemoryType::Device,
+        &mut reserve,
+    );
+    reserve.release(&mut pool);
+}
+
+#[test]
+fn a_page_that_the_host_reaches_at_another_address_is_found() {
+    // MMIO, the last page of all, a page of metadata, a page of its own.
+    for at in [
+        UART + 4096,
+        (1 << 40) - 4096,
+        FREE + BLOCK,
+        FREE + 3 * BLOCK,
+    ] {
+        let mut t = tracker();
+        let world = World::new(&mut t);
+        let guest = guest(&world);
+        alias(&world, at);
+        let (_, _, offender) = world.audit(&[&guest]);
+        assert!(offender.is_some(), "{at:#x}");
+    }
+}
+
 #[test]
 fn a_page_that_the_host_lost_is_found() {
     let mut t = tracker();
@@ -161,13 +205,17 @@ fn cursors_of_the_host_are_checked() {
         u64::MAX,
         1 << 63 | 64 << 32,
         1 << 63 | 1 << 24,
-        1 << 62,
+        1 << 63 | 1 << 62,
+        1 << 62 | 1 << 28,
+        1 << 62 | 1 << 61,
     ] {
         assert_eq!(audit(cursor), Err(Error::InvalidParameter), "{cursor:#x}");
     }
     // Legal ones in the middle of nowhere end.
     for cursor in [
         u64::from(u32::MAX),
+        1 << 62 | 0x123_4567,
+        1 << 62 | 0xfff_ffff,
         1 << 63 | 3 << 32 | 0xff_ffff,
         1 << 63 | 63 << 32,
     ] {
@@ -188,6 +236,11 @@ fn steps_are_bounded() {
     let ended = world
         .memory
         .audit(&world.machine, RAM_PAGES + HIGH_PAGES, &mut |_, _| ())
+        .unwrap();
+    assert_eq!(ended.next, 1 << 62);
+    let ended = world
+        .memory
+        .audit(&world.machine, 1 << 62 | 0xfff_ffff, &mut |_, _| ())
         .unwrap();
     assert_eq!(ended.next, 1 << 63);
 }
