@@ -32,6 +32,8 @@ tests![
     a22_register_during_teardown,
     a22_unregister_what_is_not,
     a22_teardown_releases_windows,
+    a23_window_of_a_moved_bar_is_not_found_twice,
+    a23_window_of_a_removed_device_is_gone,
     a24_guest_cannot_execute_from_window,
     a24_guest_page_tables_in_window,
     a24_guest_enumerates_its_windows,
@@ -424,6 +426,51 @@ fn a22_teardown_releases_windows() -> Result<(), Failure> {
         owner(pages + (WINDOW_PAGES_MAX - 1) * PAGE_SIZE),
         PageOwner::Host
     );
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a23_window_of_a_moved_bar_is_not_found_twice() -> Result<(), Failure> {
+    let vm = Vm::puppet(1);
+    let pages = arena::pages(2, PAGE_SIZE);
+    let moved = APERTURE + 0x10_0000;
+    let id = ok!(vm::register(&vm::window(&vm, APERTURE, pages, 2)));
+    arena::poke(pages, 0xba5);
+    // A BAR moves by unregister and register; until then the window stays where it is.
+    refused(&vm::window(&vm, moved, pages, 2), Error::PageIsWindow)?;
+    let report = ok!(vm.pull(0, insn::LOAD, [APERTURE, 0, 0, 0, 0, 0]));
+    check_eq!((report.x[0], report.esr), (0xba5, 0));
+    ok!(unregister(&vm, id));
+    ok!(vm::register(&vm::window(&vm, moved, pages, 2)));
+    let report = ok!(vm.pull(0, insn::LOAD, [moved, 0, 0, 0, 0, 0]));
+    check_eq!((report.x[0], report.esr), (0xba5, 0));
+    let exit = vm.pull(0, insn::LOAD, [APERTURE, 0, 0, 0, 0, 0]);
+    check!(matches!(exit, Err(e) if e.kind == ExitKind::MmioRead && e.p[0] == APERTURE));
+    let a = audit();
+    check_eq!(
+        (a.shared, a.windows, a.offender),
+        (2, 2, porthole_abi::NO_ADDRESS)
+    );
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a23_window_of_a_removed_device_is_gone() -> Result<(), Failure> {
+    let vm = Vm::puppet(1);
+    let pages = arena::pages(2, PAGE_SIZE);
+    let id = ok!(vm::register(&vm::window(&vm, APERTURE, pages, 2)));
+    ok!(vm.pull(0, insn::STORE, [APERTURE, 1, 0, 0, 0, 0]));
+    ok!(unregister(&vm, id));
+    // Another device may come to its place, with other pages, and inherits nothing.
+    let others = arena::pages(2, PAGE_SIZE);
+    let mut config = vm::window(&vm, APERTURE, others, 2);
+    config.function = FunctionId::new(0, 0, 7, 0).0;
+    let new = ok!(vm::register(&config));
+    ok!(vm.pull(0, insn::STORE, [APERTURE, 2, 0, 0, 0, 0]));
+    check_eq!((arena::peek(pages), arena::peek(others)), (1, 2));
+    check_eq!(owner(pages), PageOwner::Host);
+    let info = ok!(call(HostFunction::WindowInfo, &[vm.handle, new]));
+    check_eq!(info[3], u64::from(config.function));
     ok!(vm.destroy());
     Ok(())
 }
