@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use porthole_abi::{Error, Extent, HostFunction, PAGE_SIZE, WindowConfig};
-use porthole_runtime::mmu::KERNEL_BASE;
+use porthole_runtime::mmu::{self, KERNEL_BASE};
 use porthole_runtime::probe;
 
 use crate::harness::{self, Failure};
@@ -13,6 +13,7 @@ use crate::vm::{self, APERTURE, RAM, Vm};
 use crate::{arena, check, check_eq, ok, tests};
 
 tests![
+    a01_fetch_from_device_while_its_walk_comes_to_fail,
     a07_other_cpu_loses_page_with_donation,
     a07_other_cpu_loses_whole_block_with_donation,
     a07_neighbours_in_a_split_block_stay_reachable,
@@ -376,5 +377,48 @@ fn a08_counts_beyond_the_block() -> Result<(), Failure> {
         );
     }
     ok!(vm.destroy());
+    Ok(())
+}
+
+/// Hole in the bus of QEMU `virt`: a table walk into it is an external abort.
+const BUS_HOLE: u64 = 0x0b00_0000;
+/// The interrupt controller: device memory, which stage 2 makes execute-never.
+const DEVICE: u64 = 0x0800_0000;
+/// Entry of the level-1 table that the two walks fight over.
+const WALK_SLOT: u64 = 0x1fe;
+
+/// Makes the walk of one address good and bad in turn.
+fn walk_flipper() {
+    let good = PAGE.load(Ordering::Acquire) | 3;
+    let slot = mmu::root() + WALK_SLOT * 8;
+    while !STOP.load(Ordering::Acquire) {
+        arena::poke(slot, BUS_HOLE | 3);
+        arena::poke(slot, good);
+    }
+    arena::poke(slot, 0);
+}
+
+/// A fetch that stage 2 refuses, at an address whose own walk is an external abort a moment later: whatever EL2 finds
+/// out about the address must not become an abort of its own.
+fn a01_fetch_from_device_while_its_walk_comes_to_fail() -> Result<(), Failure> {
+    let table = arena::page();
+    // A 2 MiB block of normal memory, executable at EL1.
+    arena::poke(table, DEVICE | 1 << 10 | 3 << 8 | 1);
+    begin(table);
+    arena::poke(mmu::root() + WALK_SLOT * 8, table | 3);
+    mmu::flush();
+    harness::start(1, walk_flipper);
+    let va = WALK_SLOT << 30;
+    let mut refused = 0;
+    for _ in 0..20_000 {
+        mmu::flush();
+        if matches!(probe::execute(va, 0), Err(fault) if fault.is_external()) {
+            refused += 1;
+        }
+    }
+    STOP.store(true, Ordering::Release);
+    harness::wait(1);
+    mmu::flush();
+    check_eq!(refused, 20_000);
     Ok(())
 }
