@@ -233,6 +233,25 @@ fn a44_id_registers_are_filtered_and_read_only() {
 }
 
 #[test]
+fn the_system_register_interface_is_always_on() {
+    let (host, vm) = ready();
+    let exit = play(&host, vm, 0, 0, |context, entry| match entry {
+        0 => Some(sysreg(3, 0, 12, 12, 5, 9, true)),
+        1 => {
+            assert_eq!(context.x[9], 7);
+            context.x[9] = 0;
+            Some(sysreg(3, 0, 12, 12, 5, 9, false))
+        }
+        _ => {
+            assert_eq!(context.pc, Host::GUEST_RAM + 8);
+            None
+        }
+    });
+    assert_eq!(exit.0, ExitKind::HostInterrupt);
+    assert!(injected(&host).is_empty());
+}
+
+#[test]
 fn what_no_machine_can_answer_ends_the_guest() {
     for (exit, class) in [
         (sync(0x0e << 26), 0x0e),
