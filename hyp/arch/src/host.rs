@@ -45,6 +45,8 @@ const CPTR: u64 = 0x32ff;
 const CPTR_TZ: u64 = 1 << 8;
 /// CPTR_EL2.TTA: accesses to trace registers trap.
 const CPTR_TTA: u64 = 1 << 20;
+/// CPTR_EL2.TAM: activity monitors trap, which count guests too and which EL1 cannot be made to stop.
+const CPTR_TAM: u64 = 1 << 30;
 /// MPAM2_EL2.TRAPMPAM0EL1 and TRAPMPAM1EL1.
 const MPAM_TRAPS: u64 = 1 << 48 | 1 << 49;
 /// SCTLR_EL1 at reset: RES1 bits, MMU and caches off, little endian.
@@ -53,10 +55,12 @@ const SCTLR_RESET: u64 = 0x30d0_0800;
 const PSTATE_ENTRY: u64 = 0x3c5;
 
 /// Fields of identification registers that the host reads as zero: what EL2 does not switch between host and
-/// guests, or keeps to itself. SME; MPAM; trace, SPE, trace filter, trace buffer, branch records.
-const HIDDEN: [(SysReg, u64); 4] = [
-    (idregs::ID_AA64PFR0, 0xf << 40),
-    (idregs::ID_AA64PFR1, 0xf << 24 | 0xf << 16),
+/// guests, or keeps to itself: MPAM, activity monitors; SME, guarded control stacks, FPMR; trace, SPE, trace filter,
+/// trace buffer, branch records.
+const HIDDEN: [(SysReg, u64); 5] = [
+    (idregs::ID_AA64PFR0, 0xf << 40 | 0xf << 44),
+    (idregs::ID_AA64PFR1, 0xf << 16 | 0xf << 24 | 0xf << 44),
+    (idregs::ID_AA64PFR2, 0xf << 32),
     (idregs::ID_AA64SMFR0, u64::MAX),
     (
         idregs::ID_AA64DFR0,
@@ -111,6 +115,9 @@ pub fn cptr() -> u64 {
     if field(idregs::ID_AA64DFR0, 4) != 0 {
         value |= CPTR_TTA;
     }
+    if field(idregs::ID_AA64PFR0, 44) != 0 {
+        value |= CPTR_TAM;
+    }
     value
 }
 
@@ -145,6 +152,7 @@ pub fn prepare() {
     unsafe {
         write_sysreg!("vpidr_el2", MIDR_EL1.get());
         write_sysreg!("hstr_el2", 0);
+        write_sysreg!("actlr_el2", 0); // on Arm's cores: EL1 may not write their configuration registers
         write_sysreg!("S3_4_C12_C9_5", 0xf); // ICC_SRE_EL2: Enable, DIB, DFB, SRE
         aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
         write_sysreg!("S3_4_C12_C11_0", 0); // ICH_HCR_EL2

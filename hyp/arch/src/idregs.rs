@@ -9,6 +9,8 @@ use crate::sysreg::read_sysreg;
 pub const ID_AA64PFR0: SysReg = SysReg::new(3, 0, 0, 4, 0);
 /// ID_AA64PFR1_EL1.
 pub const ID_AA64PFR1: SysReg = SysReg::new(3, 0, 0, 4, 1);
+/// ID_AA64PFR2_EL1.
+pub const ID_AA64PFR2: SysReg = SysReg::new(3, 0, 0, 4, 2);
 /// ID_AA64SMFR0_EL1.
 pub const ID_AA64SMFR0: SysReg = SysReg::new(3, 0, 0, 4, 5);
 /// ID_AA64DFR0_EL1.
