@@ -104,6 +104,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=porthole_abi::VCPUS_MAX as i64))]
     pub cpus: u32,
+    /// Keeps vCPUs on CPUs of the host: VCPU=CPU, several with colons between (0=1:1=2).
+    #[arg(long, value_name = "LIST", value_parser = parse_affinity)]
+    pub cpu_affinity: Option<Affinity>,
     /// Name of the VM, shown by `porthole list`.
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
     pub name: Option<String>,
@@ -206,6 +209,37 @@ fn parse_name(text: &str) -> Result<String, String> {
         .ok_or_else(|| "a name has 1 to 15 printable characters without blanks".to_owned())
 }
 
+/// Which vCPU is kept on which CPU of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affinity(Vec<(usize, usize)>);
+
+impl Affinity {
+    /// The CPU that a vCPU is kept on.
+    pub fn cpu(&self, vcpu: usize) -> Option<usize> {
+        self.0.iter().find(|(v, _)| *v == vcpu).map(|(_, cpu)| *cpu)
+    }
+}
+
+fn parse_affinity(text: &str) -> Result<Affinity, String> {
+    let pair = |word: &str| {
+        let (vcpu, cpu) = word.split_once('=')?;
+        Some((vcpu.parse().ok()?, cpu.parse().ok()?))
+    };
+    let mut list: Vec<(usize, usize)> = Vec::new();
+    for word in text.split(':') {
+        let (vcpu, cpu) =
+            pair(word).ok_or_else(|| format!("'{word}' is not VCPU=CPU, as in 0=1:1=2"))?;
+        if list.iter().any(|(v, _)| *v == vcpu) {
+            return Err(format!("vCPU {vcpu} stands twice"));
+        }
+        if cpu >= rustix::thread::CpuSet::MAX_CPU {
+            return Err(format!("no host has a CPU {cpu}"));
+        }
+        list.push((vcpu, cpu));
+    }
+    Ok(Affinity(list))
+}
+
 /// Where a console's bytes go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sink {
@@ -252,6 +286,17 @@ pub enum SwiotlbMode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn affinity_names_each_vcpu_once() {
+        let list = parse_affinity("0=1:1=0").unwrap();
+        let cpus = [list.cpu(0), list.cpu(1), list.cpu(2)];
+        assert_eq!(cpus, [Some(1), Some(0), None]);
+        for bad in ["", "0", "0=", "=1", "0=1:0=2", "0=1,1=2", "-1=0", "0=4096"] {
+            assert!(parse_affinity(bad).is_err(), "{bad}");
+        }
+    }
+
     use clap::CommandFactory;
 
     #[test]

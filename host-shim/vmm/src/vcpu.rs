@@ -9,9 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use porthole_uapi::{Error, RunExit, RunPage, Vcpu};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::MmioBus;
+use crate::cli::Affinity;
 use crate::end::End;
 
 /// How long the threads may take to leave the guest.
@@ -43,6 +45,7 @@ impl VcpuThreads {
         vcpus: Vec<Vcpu>,
         bus: &Arc<MmioBus>,
         events: &mpsc::Sender<End>,
+        affinity: &Affinity,
     ) -> io::Result<Self> {
         // A signal with a handler makes RUN return.
         register_signal_handler(SIGRTMIN(), ignore)?;
@@ -54,10 +57,19 @@ impl VcpuThreads {
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let (bus, events, page) = (bus.clone(), events.clone(), vcpu.page().clone());
             let stopping = all.stopping.clone();
+            let cpu = affinity.cpu(index);
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || {
                     let watch = Watch(events);
+                    if let Some(cpu) = cpu
+                        && let Err(e) = pin(cpu)
+                    {
+                        let _ = watch.0.send(End::Failed(format!(
+                            "vCPU {index} cannot be kept on CPU {cpu} of the host ({e}); see --cpu-affinity"
+                        )));
+                        return;
+                    }
                     if let Some(end) = run(&vcpu, &bus, &stopping) {
                         // Nobody listens any more if the VM is over already.
                         let _ = watch.0.send(end);
@@ -86,6 +98,13 @@ impl VcpuThreads {
             }
         }
     }
+}
+
+/// Keeps the calling thread on one CPU of the host.
+fn pin(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 /// Runs one vCPU; how the VM ended, if it was this one that ended it.

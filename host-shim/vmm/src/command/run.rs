@@ -45,7 +45,12 @@ pub(super) fn run(
         events: events.clone(),
     }
     .start()?;
-    let threads = VcpuThreads::start(machine.vcpus, &machine.bus, &events)?;
+    let threads = VcpuThreads::start(
+        machine.vcpus,
+        &machine.bus,
+        &events,
+        &args.cpu_affinity.clone().unwrap_or_default(),
+    )?;
     let end = ended
         .recv()
         .unwrap_or_else(|_| End::Failed("every vCPU thread is gone".to_owned()));
