@@ -94,6 +94,7 @@ unsafe fn open_tree<'a>(at: u64, memory: BootMemory) -> Result<Tree<'a>, TreeErr
 /// The boot CPU, with the image and the tree's surroundings mapped.
 #[unsafe(no_mangle)]
 extern "C" fn porthole_boot(tree_address: u64) -> ! {
+    porthole_core::lock::set_hint(percpu::relax);
     // SAFETY: this CPU runs alone until the host starts another one.
     let memory = unsafe { BootMemory::new() };
     // SAFETY: `porthole_early_map` mapped these blocks; nobody writes them.

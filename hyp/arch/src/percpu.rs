@@ -44,3 +44,9 @@ impl<T> PerCpu<T> {
         &self.0[usize::from(cpu.0) % CPUS_MAX]
     }
 }
+
+/// Between two looks at what another CPU is to change: lets that one run where both share a real CPU.
+pub fn relax() {
+    // SAFETY: a hint.
+    unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
+}

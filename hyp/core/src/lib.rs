@@ -11,6 +11,7 @@ pub mod host;
 pub mod hw;
 pub mod hypervisor;
 pub mod id_registers;
+pub mod lock;
 pub mod log_ring;
 pub mod measure;
 pub mod memory;

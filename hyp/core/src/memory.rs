@@ -63,7 +63,7 @@ struct Inner<'t> {
 /// Everything that the memory lock protects, behind it. `'t` is the life of the tracker's memory.
 #[derive(Debug)]
 pub struct HostMemory<'t> {
-    inner: spin::Mutex<Inner<'t>>,
+    inner: crate::lock::Mutex<Inner<'t>>,
     regime: Regime,
     pa_range: PaRange,
 }
@@ -144,7 +144,7 @@ impl<'t> HostMemory<'t> {
         machine.flush_vmid(Vmid::HOST);
         Ok(Self {
             regime: inner.stage2.regime(),
-            inner: spin::Mutex::new(inner),
+            inner: crate::lock::Mutex::new(inner),
             pa_range,
         })
     }

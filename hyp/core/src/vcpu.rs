@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use spin::Mutex;
+use crate::lock::Mutex;
 
 use crate::context::VcpuContext;
 use crate::hw::CpuId;

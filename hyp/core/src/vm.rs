@@ -3,11 +3,11 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
+use crate::lock::{Mutex, RwLock};
 use porthole_abi::{
     ABI_VERSION, DONATE_PAGES_MAX, Error, Features, RegionKind, SPI_BASE, SPIS_MAX, VCPUS_MAX,
     VMS_MAX, VmConfig, VmHandle, VmState,
 };
-use spin::{Mutex, RwLock};
 
 use crate::addr::{Ipa, IpaPages, PhysAddr, PhysPages};
 use crate::guest::GuestMemory;

@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use porthole_abi::PAGE_SIZE;
 use porthole_core::addr::{PhysAddr, PhysPages};
 use porthole_core::hw::Memory;
-use spin::Mutex;
+use porthole_core::lock::Mutex;
 
 use crate::boxed::PageBox;
 

@@ -4,7 +4,7 @@
 //! A CPU that the host starts comes up in the hypervisor, which asks [`Hypervisor::cpu_started`] where to
 //! enter EL1; what the host asked for is kept in its `HostCpu`.
 
-use spin::Mutex;
+use crate::lock::Mutex;
 
 use crate::addr::PhysAddr;
 use crate::hw::{CpuId, Firmware, Machine};

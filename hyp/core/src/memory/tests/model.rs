@@ -137,7 +137,7 @@ impl<'t> Bench<'t> {
             machine: FakeMachine::restore(state.fake.clone()),
             memory: HostMemory {
                 regime: inner.stage2.regime(),
-                inner: spin::Mutex::new(inner),
+                inner: crate::lock::Mutex::new(inner),
                 pa_range: PaRange::new(0),
             },
             guests: state.guests.clone(),
