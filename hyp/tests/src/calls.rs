@@ -280,6 +280,10 @@ fn a43_smc_of_guest() -> Result<(), Failure> {
     }
     // PSCI_VERSION is a guest's too.
     check!(guest_hvc(&vm, insn::SMC, 0x8400_0000, 0)?[0] >= 0x1_0001);
+    // PSCI speaks of the guest's CPUs, not of the machine's: this one has no CPU 3, the firmware has.
+    let affinity_info = [0xc400_0004, 3, 0, 0, 0, 0];
+    let report = ok!(vm.pull(0, insn::SMC, affinity_info));
+    check_eq!((report.x[0] as i64, report.esr), (INVALID_PARAMETERS, 0));
     ok!(vm.destroy());
     Ok(())
 }

@@ -261,6 +261,17 @@ macro_rules! apart {
 }
 
 fn a41_system_registers_are_apart() -> Result<(), Failure> {
+    // Those that this program lives by; the puppet has vectors of its own, and its MMU is off.
+    let ours = || {
+        [
+            read_reg!("vbar_el1"),
+            read_reg!("ttbr0_el1"),
+            read_reg!("tcr_el1"),
+            read_reg!("mair_el1"),
+            read_reg!("sctlr_el1"),
+        ]
+    };
+    let before = ours();
     let vm = Vm::puppet(1);
     let all = u64::MAX;
     apart!(
@@ -282,6 +293,15 @@ fn a41_system_registers_are_apart() -> Result<(), Failure> {
         ("par_el1", 3, 0, 7, 4, 0, 0x0000_0000_0000_0001),
         ("cntv_cval_el0", 3, 3, 14, 3, 2, all),
     );
+    check_eq!(ours(), before);
+    let vectors = ok!(vm.pull(0, insn::mrs(3, 0, 12, 0, 0), [0; 6])).x[0];
+    check!(vectors >= RAM && vectors != read_reg!("vbar_el1"));
+    for (crn, crm, op2, value) in [(2, 0, 0, 0x1_2345_6000), (2, 0, 2, 25), (10, 2, 0, 0x44)] {
+        ok!(vm.pull(0, insn::msr(3, 0, crn, crm, op2), [value, 0, 0, 0, 0, 0]));
+        check_eq!(ours(), before);
+        let report = ok!(vm.pull(0, insn::mrs(3, 0, crn, crm, op2), [0; 6]));
+        check_eq!((report.x[0], report.esr), (value, 0));
+    }
     ok!(vm.destroy());
     Ok(())
 }
@@ -334,6 +354,14 @@ fn a41_debug_registers_are_apart() -> Result<(), Failure> {
         ("dbgwvr0_el1", 2, 0, 0, 0, 6, 0x0000_ffff_ffff_fffc),
         ("dbgbvr1_el1", 2, 0, 0, 1, 4, 0x0000_ffff_ffff_fffc),
     );
+    // Once the guest has them enabled (MDSCR_EL1.MDE), its values are in hardware while it runs.
+    ok!(vm.pull(0, insn::msr(2, 0, 0, 2, 2), [1 << 15, 0, 0, 0, 0, 0]));
+    apart!(
+        vm,
+        ("dbgbvr0_el1", 2, 0, 0, 0, 4, 0x0000_ffff_ffff_fffc),
+        ("dbgwvr0_el1", 2, 0, 0, 0, 6, 0x0000_ffff_ffff_fffc),
+    );
+    ok!(vm.pull(0, insn::msr(2, 0, 0, 2, 2), [0; 6]));
     // The host's single step does not step the guest.
     let old = read_reg!("mdscr_el1");
     write_reg!("mdscr_el1", old | 1);
