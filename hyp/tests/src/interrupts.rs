@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use porthole_abi::{Error, ExitKind, HostFunction, SPI_BASE, SPIS_MAX};
-use porthole_runtime::{exception, gic, reg};
+use porthole_runtime::{exception, gic, read_reg, reg, write_reg};
 
 use crate::harness::Failure;
 use crate::hyp::{call, vcpu_run};
@@ -24,6 +24,7 @@ tests![
     a45_host_physical_interrupt_is_not_seen_by_guest,
     a45_msi_frame_offers_declared_spis_only,
     a45_distributor_registers_beyond_the_spis,
+    a45_interrupt_interface_of_the_host_comes_back,
 ];
 
 static READY: AtomicBool = AtomicBool::new(false);
@@ -397,6 +398,27 @@ fn a45_distributor_registers_beyond_the_spis() -> Result<(), Failure> {
         if n > u64::from(SPIS / 32) {
             check_eq!(enabled, 0);
         }
+    }
+    ok!(vm.destroy());
+    Ok(())
+}
+
+fn a45_interrupt_interface_of_the_host_comes_back() -> Result<(), Failure> {
+    // SGI 15 and PPIs 25 and 27 are EL2's, and enabled only while a guest is loaded.
+    const OWN: u32 = 1 << 15 | 1 << 25 | 1 << 27;
+    const ISENABLER0: u64 = 0x1_0100;
+    let vm = Vm::puppet(1);
+    init_cpu();
+    let cpu = reg::cpu_index();
+    let old = read_reg!("S3_0_C4_C6_0");
+    for mask in [0x80, 0xc0] {
+        write_reg!("S3_0_C4_C6_0", mask);
+        let seen = vm.pull(0, insn::NOP, [0; 6]);
+        let after = read_reg!("S3_0_C4_C6_0");
+        write_reg!("S3_0_C4_C6_0", old);
+        ok!(seen);
+        check_eq!(after, mask);
+        check_eq!(GIC.read_redist(cpu, ISENABLER0) & OWN, 0);
     }
     ok!(vm.destroy());
     Ok(())
