@@ -6,15 +6,18 @@
 
 mod arena;
 mod calls;
+mod guests;
 mod harness;
 mod hyp;
 mod interrupts;
+mod life;
 mod memory;
 mod puppet;
 mod races;
 mod ranges;
 mod vcpus;
 mod vm;
+mod window_life;
 mod windows;
 
 use porthole_runtime::{console, entry, mmu, println, psci};
@@ -31,9 +34,12 @@ fn main(_dtb: u64) -> ! {
     harness::run(&[
         memory::TESTS,
         ranges::TESTS,
+        life::TESTS,
         races::TESTS,
         windows::TESTS,
+        window_life::TESTS,
         vcpus::TESTS,
+        guests::TESTS,
         calls::TESTS,
         interrupts::TESTS,
     ])
