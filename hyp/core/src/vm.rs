@@ -219,14 +219,16 @@ impl<M: Machine> Vm<M> {
     /// Closes the launch: from here on vCPU 0 may run.
     ///
     /// # Errors
-    /// `BadState`; `BadVcpu` if a declared vCPU was not made; `Unaligned`, `OutsideRegion` for an entry that
-    /// is not an instruction in RAM.
+    /// `BadState`; `BadVcpu` if a declared vCPU was not made; `Busy` if one is in use, which only happens when
+    /// two calls race; `Unaligned`, `OutsideRegion` for an entry that is not an instruction in RAM.
     pub(crate) fn finalize(&self, entry: u64, x0: u64) -> Result<(), Error> {
         self.in_state(&[VmState::Created])?;
-        // Before the table lock, which comes after a vCPU's; one that was made stays.
-        let made = |cell: &Mutex<Option<M::Boxed<Vcpu>>>| cell.lock().is_some();
-        if !self.vcpus.iter().take(self.vcpu_count).all(made) {
-            return Err(Error::BadVcpu);
+        // Before the table lock, which comes after a vCPU's; one that was made stays. Nobody waits here for a
+        // vCPU that another CPU has meanwhile finalized and entered.
+        for cell in self.vcpus.iter().take(self.vcpu_count) {
+            if cell.try_lock().ok_or(Error::Busy)?.is_none() {
+                return Err(Error::BadVcpu);
+            }
         }
         // The table lock keeps donations out: none of them sees the launch half closed.
         let _memory = self.memory.lock();
@@ -378,11 +380,11 @@ impl<M: Machine> Hypervisor<M> {
     /// `VCPU_CREATE`.
     ///
     /// # Errors
-    /// `BadHandle`, `BadState`, `BadVcpu`, `NoMetadata`.
+    /// `BadHandle`, `BadState`, `BadVcpu`, `NoMetadata`; `Busy` if another CPU has the vCPU.
     pub(crate) fn create_vcpu(&self, handle: u64, index: u64) -> Result<(), Error> {
         self.slots.with(handle, |vm| {
             vm.in_state(&[VmState::Created])?;
-            let mut cell = vm.vcpu(index)?.lock();
+            let mut cell = vm.vcpu(index)?.try_lock().ok_or(Error::Busy)?;
             if cell.is_some() {
                 return Err(Error::BadVcpu);
             }

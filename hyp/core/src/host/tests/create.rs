@@ -153,3 +153,22 @@ fn finalize_wants_every_declared_vcpu() {
     host.call(HostFunction::VcpuCreate, &[vm, 0]).unwrap();
     refused(&host, HostFunction::VmFinalize, &finalize, Error::BadVcpu);
 }
+
+#[test]
+fn nobody_waits_for_a_vcpu_that_another_cpu_has_in_hand() {
+    let mut host = Host::new();
+    let config = host.config(VmPlan::default());
+    let vm = host.create(&config).unwrap();
+    let finalize = [vm, Host::GUEST_RAM, 0];
+    let create = [vm, 0];
+    host.hyp
+        .slots
+        .with(vm, |inner| {
+            let _held = inner.vcpu(0)?.lock();
+            refused(&host, HostFunction::VcpuCreate, &create, Error::Busy);
+            refused(&host, HostFunction::VmFinalize, &finalize, Error::Busy);
+            Ok(())
+        })
+        .unwrap();
+    host.call(HostFunction::VcpuCreate, &create).unwrap();
+}
