@@ -2,19 +2,34 @@
 # Debian packages: the ones the build machine needs installed, and the arm64 ones that are only unpacked.
 # Both go through a private apt configuration in the cache; the system's sources and lists stay as they are.
 
-DEBIAN_MIRROR="${PORTHOLE_DEBIAN_MIRROR:-http://deb.debian.org}"
 DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 APT_DIR="$PORTHOLE_CACHE/apt"
 DPKG_ARCH="$(dpkg --print-architecture 2>/dev/null || true)"
 
-# apt_source SUITE... : one deb822 stanza per archive that holds the suites.
+# archive_uri ARCHIVE: where this machine gets `debian` or `debian-security` from, or nothing. The mirror is the one in
+# the system's own sources, unless PORTHOLE_DEBIAN_MIRROR names the folder that holds both archives.
+archive_uri() {
+    if [ -n "${PORTHOLE_DEBIAN_MIRROR:-}" ]; then
+        printf '%s/%s\n' "${PORTHOLE_DEBIAN_MIRROR%/}" "$1"
+    else
+        # shellcheck disable=SC2016 # apt's own variable
+        apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | sed 's,/*$,,' | grep -m 1 "/$1\$" || true
+    fi
+}
+
+# apt_source SUITE... : one deb822 stanza per suite; a machine without the security archive does without its suites.
 apt_source() {
-    local suite archive
+    local suite archive uri
     for suite in "$@"; do
         archive=debian
         case "$suite" in *-security) archive=debian-security ;; esac
-        printf 'Types: deb\nURIs: %s/%s\nSuites: %s\nComponents: main\nSigned-By: %s\n\n' \
-            "$DEBIAN_MIRROR" "$archive" "$suite" "$DEBIAN_KEYRING"
+        uri=$(archive_uri "$archive")
+        if [ -n "$uri" ]; then
+            printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n\n' \
+                "$uri" "$suite" "$DEBIAN_KEYRING"
+        elif [ "$archive" = debian ]; then
+            die "this machine's apt sources name no Debian archive; set PORTHOLE_DEBIAN_MIRROR to the address that has debian/ below it"
+        fi
     done
 }
 
@@ -44,7 +59,7 @@ apt_config() {
 # apt_update CONFIG LOG: refreshes the lists of a private configuration.
 apt_update() {
     quietly "$2" env APT_CONFIG="$1" apt-get update -q -o APT::Update::Error-Mode=any ||
-        die "the Debian archive cannot be reached ($DEBIAN_MIRROR); connect to the network or set PORTHOLE_DEBIAN_MIRROR, then run qemu-scripts/setup.sh again (details: $2)"
+        die "the Debian archive cannot be reached ($(archive_uri debian)); connect to the network or set PORTHOLE_DEBIAN_MIRROR, then run qemu-scripts/setup.sh again (details: $2)"
 }
 
 # as_root COMMAND...: as it is for root, through sudo where that asks nothing.
@@ -122,7 +137,7 @@ fetch_deb() {
         if [ -z "$file" ]; then
             say "downloading ${name%%:*} $version"
             (cd "$debs" && APT_CONFIG=$config quietly "$PORTHOLE_CACHE/log/download.log" apt-get download -q "$spec") ||
-                die "cannot download $spec from $DEBIAN_MIRROR (details: $PORTHOLE_CACHE/log/download.log)"
+                die "cannot download $spec from $(archive_uri debian) (details: $PORTHOLE_CACHE/log/download.log)"
             file=$(find "$debs" -name "${name%%:*}_${version//:/%3a}_*.deb" -print -quit)
         fi
         dpkg-deb -x "$file" "$into" || die "cannot unpack $file; remove it and run qemu-scripts/setup.sh again"

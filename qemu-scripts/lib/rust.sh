@@ -47,7 +47,7 @@ fetch_crates() {
     RUSTC_BOOTSTRAP=1 quietly "$log" cargo fetch --offline --manifest-path "$1" && return 0
     say "fetching $2"
     RUSTC_BOOTSTRAP=1 quietly "$log" cargo fetch --manifest-path "$1" ||
-        die "cannot fetch $2 from crates.io; connect to the network and run qemu-scripts/setup.sh again (details: $log)"
+        die "cannot fetch $2 from cargo's registry; connect to the network and run qemu-scripts/setup.sh again (details: $log)"
 }
 
 # Debian's rust-src of the compiler's version, for -Zbuild-std.
