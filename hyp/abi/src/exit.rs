@@ -5,7 +5,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
 pub enum ExitKind {
-    /// A physical interrupt of the host is pending; run again after it was taken.
+    /// A physical interrupt of the host is pending; run again after it was taken. Also once when another vCPU
+    /// ended the VM: the next run is refused with `BadState`.
     HostInterrupt = 0,
     /// x2 IPA, x3 width in bytes (1, 2, 4 or 8). The next `VCPU_RUN` carries the value read.
     MmioRead = 1,
