@@ -25,8 +25,8 @@ pub enum ExitKind {
     SystemOff = 7,
     /// PSCI SYSTEM_RESET; x2 the reset type (0 cold, else SYSTEM_RESET2's). No vCPU runs again.
     SystemReset = 8,
-    /// An interrupt was made pending on vCPUs that wait (their last exit was `Wfi`): x2 is the mask of those
-    /// to wake. A vCPU that left for another reason is run again anyway and finds it.
+    /// An interrupt was made pending on vCPUs whose last exit was `Wfi`: x2 is the mask of those to wake, each
+    /// named once. Others need no waking: they run, or the host runs them again anyway.
     Wake = 9,
     /// The guest did something that no virtual machine can answer; x2 the exception class. The VM is stopped.
     Crash = 10,
