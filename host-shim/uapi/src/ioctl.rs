@@ -1,11 +1,13 @@
-//! The raw calls, and all the `unsafe` of the host's Rust side: `ioctl` with a structure, and files out of the
-//! descriptors it returns. Structures with user addresses in them get those here, from live borrows.
-//! Meaning and order of calls live in `system`, `vm` and `vcpu`.
+//! The raw calls, and all the `unsafe` of the host's Rust side: `ioctl` with a structure, files out of the
+//! descriptors it returns, `readv` and `writev` on a guest's memory. Addresses come from live borrows here.
+//! Meaning and order of calls live in `system`, `vm` and `vcpu`, those of TAP interfaces in `tap`.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use arrayvec::ArrayVec;
+use vm_memory::VolatileSlice;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::layout::{CreateVcpu, CreateVm, List, Load, LogRead, VmEntry};
@@ -38,6 +40,9 @@ plain!(
     Measurement,
     VmInfo
 );
+
+impl Plain for crate::tap::InterfaceRequest {}
+impl Plain for i32 {}
 
 /// Calls that return nothing but what they write back.
 pub(crate) fn plain<T: Plain>(file: &File, call: &Call<T>, argument: &mut T) -> io::Result<()> {
@@ -112,6 +117,82 @@ pub(crate) fn log_read(file: &File, position: u64, buffer: &mut [u8]) -> io::Res
     Ok((argument.position, argument.length as usize))
 }
 
+/// TUNSETOFFLOAD: the flags are the argument itself.
+pub(crate) fn tun_set_offload(file: &File, flags: u32) -> io::Result<()> {
+    const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+    let flags = std::ptr::without_provenance_mut(flags as usize);
+    // SAFETY: the kernel takes the argument as a number and looks at no memory.
+    check(unsafe { raw(file, TUNSETOFFLOAD, flags) }).map(|_| ())
+}
+
+/// Buffers of one call that need no heap.
+const VECTORS_INLINE: usize = 64;
+
+/// Reads once into `head` and then into the guest's memory, in order. Returns the bytes read.
+///
+/// # Errors
+/// readv(2)'s; `EINVAL` for more buffers than it takes (1024).
+pub fn read_vectored(
+    file: impl AsFd,
+    head: &mut [u8],
+    guest: &[VolatileSlice<'_>],
+) -> io::Result<usize> {
+    let fd = file.as_fd().as_raw_fd();
+    with_vectors(head.as_mut_ptr(), head.len(), guest, |vectors, count| {
+        // SAFETY: each vector is `head`, which is exclusively borrowed, or guest memory, which is borrowed, writable
+        // and may change under anybody's hands.
+        unsafe { libc::readv(fd, vectors, count) }
+    })
+}
+
+/// Writes `head` and then what is in the guest's memory, in one call. Returns the bytes written.
+///
+/// # Errors
+/// writev(2)'s; `EINVAL` for more buffers than it takes (1024).
+pub fn write_vectored(
+    file: impl AsFd,
+    head: &[u8],
+    guest: &[VolatileSlice<'_>],
+) -> io::Result<usize> {
+    let fd = file.as_fd().as_raw_fd();
+    with_vectors(
+        head.as_ptr().cast_mut(),
+        head.len(),
+        guest,
+        |vectors, count| {
+            // SAFETY: each vector is `head` or guest memory, both borrowed; the kernel only reads them.
+            unsafe { libc::writev(fd, vectors, count) }
+        },
+    )
+}
+
+fn with_vectors(
+    head: *mut u8,
+    length: usize,
+    guest: &[VolatileSlice<'_>],
+    call: impl FnOnce(*const libc::iovec, libc::c_int) -> isize,
+) -> io::Result<usize> {
+    let head = (length > 0).then_some(libc::iovec {
+        iov_base: head.cast(),
+        iov_len: length,
+    });
+    let all = head.into_iter().chain(guest.iter().map(|part| libc::iovec {
+        // The guard's address holds as long as the slice: mappings of windows are not guarded.
+        iov_base: part.ptr_guard_mut().as_ptr().cast(),
+        iov_len: part.len(),
+    }));
+    let run = |vectors: &[libc::iovec]| match libc::c_int::try_from(vectors.len()) {
+        Ok(count) => call(vectors.as_ptr(), count),
+        Err(_) => -1,
+    };
+    let done = if guest.len() < VECTORS_INLINE {
+        run(&all.collect::<ArrayVec<_, VECTORS_INLINE>>())
+    } else {
+        run(&all.collect::<Vec<_>>())
+    };
+    usize::try_from(done).map_err(|_| io::Error::last_os_error())
+}
+
 /// The result of a call with a `refusal` field.
 pub(crate) fn outcome(call: &'static str, refusal: i32, result: io::Result<()>) -> Result<()> {
     match result {
@@ -136,5 +217,42 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
         Err(io::Error::last_os_error())
     } else {
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn heads_and_guest_memory_go_out_and_come_in_in_order() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (mut one, mut two) = ([1u8; 3], [2u8; 70]);
+        let parts = [&mut one[..], &mut two[..]].map(VolatileSlice::from);
+        assert_eq!(write_vectored(&near, b"head", &parts).unwrap(), 77);
+        let mut got = [0; 77];
+        far.read_exact(&mut got).unwrap();
+        assert_eq!((&got[..4], &got[4..7]), (&b"head"[..], &[1u8; 3][..]));
+        assert_eq!(got[7..], [2; 70]);
+        far.write_all(b"HEADabcdef").unwrap();
+        let mut head = [0; 4];
+        assert_eq!(read_vectored(&near, &mut head, &parts).unwrap(), 10);
+        assert_eq!((&head, &one, &two[..4]), (b"HEAD", b"abc", &b"def\x02"[..]));
+    }
+
+    #[test]
+    fn many_buffers_need_the_heap_and_too_many_are_an_error() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut bytes = [7u8; 1100];
+        let parts: Vec<_> = bytes.chunks_mut(1).map(VolatileSlice::from).collect();
+        assert_eq!(write_vectored(&near, &[], &parts[..100]).unwrap(), 100);
+        let mut got = [0; 100];
+        far.read_exact(&mut got).unwrap();
+        assert_eq!(got, [7; 100]);
+        let error = write_vectored(&near, &[], &parts).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }
 }

@@ -1,5 +1,5 @@
 //! Safe Rust face of `/dev/porthole`: the structures of `host-shim/driver/porthole_uapi.h`, its ioctls as methods
-//! of file types, and the mappings of windows and run pages. All `unsafe` of the host's Rust side is in `ioctl`.
+//! of file types, the mappings of windows and run pages; TAP interfaces. All `unsafe` of the host's Rust side is in `ioctl`.
 //! What to do with a VM is the VMM's business, not this crate's.
 #![deny(unsafe_code)]
 
@@ -8,9 +8,11 @@ mod ioctl;
 mod layout;
 mod number;
 mod system;
+pub mod tap;
 mod vcpu;
 mod vm;
 
+pub use ioctl::{read_vectored, write_vectored};
 pub use layout::{
     Audit, CreateVm, Info, IrqFlags, LogRead, PageFind, PageInfo, REGIONS_MAX, RUN_SIZE, RunReason,
     UAPI_VERSION, VmEntry, VmInfo, WINDOW_UNMAPPED, WindowCreate, WindowInfo,

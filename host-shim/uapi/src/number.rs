@@ -25,6 +25,17 @@ const fn call<T>(name: &'static str, direction: u32, nr: u32) -> Call<T> {
     }
 }
 
+impl<T> Call<T> {
+    /// A call of another kernel interface: `number` must be one whose argument is a pointer to a `T`.
+    pub(crate) const fn other(name: &'static str, number: u32) -> Self {
+        Self {
+            name,
+            number,
+            argument: core::marker::PhantomData,
+        }
+    }
+}
+
 macro_rules! calls {
     ($($name:ident($ty:ty) = $direction:expr, $nr:literal;)*) => {
         $(pub const $name: Call<$ty> = call(stringify!($name), $direction, $nr);)*
