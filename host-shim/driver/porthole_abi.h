@@ -95,6 +95,9 @@
 #define PORTHOLE_E_DENIED		(-46)
 #define PORTHOLE_E_PAGES_LEFT		(-47)
 #define PORTHOLE_E_BAD_CPU		(-48)
+#define PORTHOLE_E_BAD_STREAM		(-49)
+#define PORTHOLE_E_NOT_CONFINED		(-50)
+#define PORTHOLE_E_ALREADY_CONFINED	(-51)
 
 /* Kinds of a vCPU's exit, in x1 after VCPU_RUN; the payload is in x2 to x4. */
 #define PORTHOLE_EXIT_HOST_INTERRUPT	0

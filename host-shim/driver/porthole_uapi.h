@@ -12,9 +12,10 @@
  *    (negative, PORTHOLE_E_* in porthole_abi.h) when it was the hypervisor
  *    that refused; errno is then the nearest Unix error:
  *      EBUSY   Busy                        ENOMEM  NoMemory, NoMetadata
- *      ENOSPC  NoSlot                      EEXIST  AlreadyMapped, WindowOverlap
- *      ENXIO   OutsideRegion, BadVcpu, BadCpu
- *      ENOENT  NoWindow                    EPERM   Denied, WindowForeign
+ *      ENOSPC  NoSlot                      EEXIST  AlreadyMapped, WindowOverlap,
+ *                                                  AlreadyConfined
+ *      ENXIO   OutsideRegion, BadVcpu, BadCpu, BadStream
+ *      ENOENT  NoWindow, NotConfined       EPERM   Denied, WindowForeign
  *      EBADFD  BadHandle, BadState         EOVERFLOW Overflow
  *      E2BIG   TooLarge                    EOPNOTSUPP NotSupported, UnsafeDma
  *      EINVAL  everything else

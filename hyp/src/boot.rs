@@ -200,6 +200,8 @@ fn start(
         cpus: &cpus,
         tracker,
         host_root: layout.host_root.start(),
+        dma_root: None,
+        doorbells: &[],
         features,
         slots: &SLOTS,
         log: &console::RING,

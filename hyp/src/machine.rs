@@ -2,12 +2,13 @@
 //! No decision is made here; each trait method goes straight to the part that does it.
 
 use arrayvec::ArrayVec;
+use porthole_abi::{Error, FunctionId};
 use porthole_arch::cache;
 use porthole_arch::percpu::CPUS_MAX;
 use porthole_arch::tlb::StageTwoTlb;
 use porthole_arch::{boot, firmware};
 use porthole_core::addr::{Ipa, PhysAddr};
-use porthole_core::hw::{CpuId, Firmware, Memory, Tlb, Vmid};
+use porthole_core::hw::{CpuId, Dma, DmaEvent, DmaRegime, Firmware, Memory, Tlb, Vmid};
 use porthole_core::hypervisor::CpuInfo;
 use porthole_mem::{CacheMaintenance, PageBox, Ram};
 
@@ -112,6 +113,27 @@ impl Tlb for Hardware {
 
     fn sync(&self) {
         StageTwoTlb.sync();
+    }
+}
+
+/// A machine without SMMU.
+impl Dma for Hardware {
+    fn dma_in_place(&self) -> bool {
+        false
+    }
+
+    fn dma_start(&self, _host: DmaRegime) {}
+
+    fn dma_attach(&self, _function: FunctionId, _regime: DmaRegime) -> Result<(), Error> {
+        Err(Error::BadStream)
+    }
+
+    fn dma_detach(&self, _function: FunctionId) {}
+
+    fn dma_flush(&self, _vmid: Vmid, _ipa: Ipa, _pages: u64) {}
+
+    fn dma_event(&self) -> Option<DmaEvent> {
+        None
     }
 }
 

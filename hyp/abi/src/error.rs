@@ -107,6 +107,12 @@ errors! {
     PagesLeft = -47,
     /// A physical CPU that does not exist or has not booted.
     BadCpu = -48,
+    /// A PCI function that no SMMU knows.
+    BadStream = -49,
+    /// The function is not confined.
+    NotConfined = -50,
+    /// The function is confined already.
+    AlreadyConfined = -51,
 }
 
 #[cfg(test)]

@@ -4,8 +4,11 @@
 
 use core::ops::DerefMut;
 
+use porthole_abi::{Error, FunctionId};
+
 use crate::addr::{Ipa, PhysAddr};
 use crate::context::VcpuContext;
+use crate::stage2::Geometry;
 
 /// Identifies a translation regime in the TLB. The host is 0; VM slot `n` is `n + 1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,6 +76,64 @@ pub trait Tlb {
 
     /// Makes table entries that were made valid visible to walkers (DSB ISHST, ISB).
     fn sync(&self);
+}
+
+/// What a device's accesses are translated by: stage 2 only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DmaRegime {
+    /// Tag of its cached translations. VMIDs of the SMMUs are EL2's own: no CPU invalidates them.
+    pub vmid: Vmid,
+    /// Root table, at level 1 as [`Geometry`] says: one page, or two that are contiguous and 8 KiB aligned.
+    pub root: PhysAddr,
+    /// Size of the input address space.
+    pub geometry: Geometry,
+}
+
+/// An access of a device that an SMMU refused, or another record of its event queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DmaEvent {
+    /// Which SMMU, in the order of the device tree.
+    pub smmu: u8,
+    /// StreamID.
+    pub stream: u32,
+    /// The PCI function that the StreamID stands for, if it is one.
+    pub function: Option<FunctionId>,
+    /// Number of the event (Arm IHI 0070, 7.3). 0: the queue was full and records were lost; no other field counts.
+    pub kind: u8,
+    /// Input address, `NO_ADDRESS` if the event has none.
+    pub address: u64,
+    /// Whether it was a write.
+    pub write: bool,
+}
+
+/// DMA of the host's devices, behind SMMUs that EL2 alone reaches. Until [`Self::dma_start`] every stream aborts, and
+/// streams that are no PCI function's always do. Without an SMMU all of it does nothing and knows no function.
+///
+/// Each method returns when the SMMUs have done what it says. They are called under locks and from any CPU.
+pub trait Dma {
+    /// Whether every SMMU takes another block size for the same mapping without a break and without a fault
+    /// (SMMU_IDR3.BBML 2).
+    fn dma_in_place(&self) -> bool;
+
+    /// Puts every PCI function on the host's map. Once, when its tables stand; nothing is cached before.
+    fn dma_start(&self, host: DmaRegime);
+
+    /// Puts a function that is on the host's map on one of its own: no access by the host's map follows.
+    ///
+    /// # Errors
+    /// `BadStream` for a function that no SMMU knows; `NoMemory`. Nothing has changed then.
+    fn dma_attach(&self, function: FunctionId, regime: DmaRegime) -> Result<(), Error>;
+
+    /// Puts a function back on the host's map: no access by its own map follows, though its translations may still be
+    /// cached under its VMID.
+    fn dma_detach(&self, function: FunctionId);
+
+    /// Forgets `pages` pages from `ipa` on (or more), with the tables on the way to them; accesses that used them
+    /// are over. All earlier table writes are visible before it.
+    fn dma_flush(&self, vmid: Vmid, ipa: Ipa, pages: u64);
+
+    /// Takes the oldest event, if there is one.
+    fn dma_event(&self) -> Option<DmaEvent>;
 }
 
 /// Why the guest stopped running.
@@ -222,6 +283,6 @@ pub trait Firmware {
 }
 
 /// The whole machine.
-pub trait Machine: Memory + Tlb + Cpu + Firmware + Send + Sync + Sized + 'static {}
+pub trait Machine: Memory + Tlb + Dma + Cpu + Firmware + Send + Sync + Sized + 'static {}
 
-impl<T: Memory + Tlb + Cpu + Firmware + Send + Sync + Sized + 'static> Machine for T {}
+impl<T: Memory + Tlb + Dma + Cpu + Firmware + Send + Sync + Sized + 'static> Machine for T {}

@@ -42,6 +42,11 @@ pub struct BootConfig<'a, M: Machine> {
     pub tracker: &'static mut [PageEntry],
     /// Root of the host's stage 2: two pages of `hyp`, 8 KiB aligned, zeroed.
     pub host_root: PhysAddr,
+    /// Root of the map that the host's devices have, if there is an SMMU: as `host_root`.
+    pub dma_root: Option<PhysAddr>,
+    /// Pages that devices write message-signalled interrupts to (GITS_TRANSLATER): a confined device reaches them
+    /// beside its region.
+    pub doorbells: &'a [PhysAddr],
     /// What the machine offers.
     pub features: Features,
     /// Where VMs are kept: a static of the binary, since it is too large for a boot stack.

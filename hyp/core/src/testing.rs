@@ -3,6 +3,7 @@
 //! It records what real hardware would punish silently; [`FakeMachine::assert_sound`] tells.
 
 mod cpu;
+mod dma;
 mod host;
 mod tlb;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use cpu::{FakeCpu, Guest, Meanwhile};
+use dma::FakeDma;
 pub use host::{Host, VmPlan};
 pub use tlb::Access;
 use tlb::FakeTlb;
@@ -31,10 +33,13 @@ pub struct FakeState {
     /// Allocations that still succeed.
     budget: Option<usize>,
     tlb: FakeTlb,
+    dma: FakeDma,
     /// Regimes that tests walk, by VMID.
     regimes: BTreeMap<u16, (u64, u64)>,
     /// Entries made invalid and not flushed since.
     broken: BTreeSet<(u64, usize)>,
+    /// The same for the SMMU.
+    dma_broken: BTreeSet<(u64, usize)>,
     /// Whether a valid entry may become another one without a break.
     in_place: bool,
     violations: Vec<String>,
@@ -68,31 +73,32 @@ impl FakeState {
     }
 
     /// The same with an empty TLB.
-    pub fn without_tlb(self) -> Self {
-        Self {
-            tlb: FakeTlb::default(),
-            ..self
-        }
+    pub fn without_tlb(mut self) -> Self {
+        self.tlb = FakeTlb::default();
+        self.dma.tlb = FakeTlb::default();
+        self
     }
 
     fn violation(&mut self, what: String) {
         self.violations.push(what);
     }
 
-    fn is_table(&self, page: u64) -> bool {
-        self.regimes
+    fn is_table(&self, page: u64, regimes: &BTreeMap<u16, (u64, u64)>) -> bool {
+        regimes
             .values()
             .any(|(vttbr, vtcr)| tlb::tables(self, *vttbr, *vtcr).contains(&page))
     }
 
     /// A page whose content is about to change without its readers knowing.
     fn check_private(&mut self, page: u64, doing: &str) {
-        if let Some(who) = self.tlb.knows(page) {
-            self.violation(format!(
-                "{doing} {page:#x}, which the TLB still knows: {who}"
-            ));
+        for (whose, tlb) in [("CPU", &self.tlb), ("SMMU", &self.dma.tlb)] {
+            if let Some(who) = tlb.knows(page) {
+                let what = format!("{doing} {page:#x}, which the {whose}'s TLB still knows: {who}");
+                self.violations.push(what);
+            }
         }
         self.broken.retain(|(p, _)| *p != page);
+        self.dma_broken.retain(|(p, _)| *p != page);
     }
 }
 
@@ -152,7 +158,10 @@ impl FakeMachine {
     pub fn access(&self, vmid: Vmid, ipa: Ipa) -> Option<Access> {
         let mut state = self.state();
         let (vttbr, vtcr) = *state.regimes.get(&vmid.0)?;
-        tlb::access(&mut state, vttbr, vtcr, ipa.raw())
+        let mut cache = core::mem::take(&mut state.tlb);
+        let access = tlb::access(&state, &mut cache, vttbr, vtcr, ipa.raw());
+        state.tlb = cache;
+        access
     }
 
     /// What the tables say, whatever the TLB knows; caches nothing.
@@ -165,10 +174,11 @@ impl FakeMachine {
     /// Fills the TLB with all that any watched regime maps.
     pub fn warm(&self) {
         let mut state = self.state();
-        let regimes: Vec<_> = state.regimes.values().copied().collect();
-        for (vttbr, vtcr) in regimes {
-            tlb::warm(&mut state, vttbr, vtcr);
+        let mut cache = core::mem::take(&mut state.tlb);
+        for (vttbr, vtcr) in state.regimes.values() {
+            tlb::warm(&state, &mut cache, *vttbr, *vtcr);
         }
+        state.tlb = cache;
     }
 
     /// Table pages of a watched regime, its root included.
@@ -197,7 +207,8 @@ impl FakeMachine {
         if !state.violations.is_empty() {
             return Some(format!("{:#?}", state.violations));
         }
-        let stale = tlb::stale(&state);
+        let mut stale = tlb::stale(&state, &state.tlb, &state.regimes);
+        stale.extend(tlb::stale(&state, &state.dma.tlb, &state.dma.regimes));
         (!stale.is_empty()).then(|| format!("stale translations: {stale:#x?}"))
     }
 
@@ -222,14 +233,24 @@ impl Memory for FakeMachine {
         let page = page.raw();
         let old = state.word(page, index);
         let (was_valid, is_valid) = (old & 1 != 0, value & 1 != 0);
-        if was_valid && is_valid && old != value && !state.in_place && state.is_table(page) {
+        let replaced = was_valid && is_valid && old != value;
+        if replaced
+            && (!state.in_place && state.is_table(page, &state.regimes)
+                || !state.dma.in_place && state.is_table(page, &state.dma.regimes))
+        {
             state.violation(format!(
                 "{page:#x}[{index}] {old:#x} -> {value:#x}: no break"
             ));
         }
         if was_valid && !is_valid {
             state.broken.insert((page, index));
-        } else if !was_valid && is_valid && state.broken.contains(&(page, index)) {
+            if state.is_table(page, &state.dma.regimes) {
+                state.dma_broken.insert((page, index));
+            }
+        } else if !was_valid
+            && is_valid
+            && (state.broken.contains(&(page, index)) || state.dma_broken.contains(&(page, index)))
+        {
             state.violation(format!("{page:#x}[{index}] made again before a flush"));
         }
         state.set_word(page, index, value);

@@ -87,6 +87,8 @@ impl Host {
             cpus: &[0u64, 1, 0x100, 0x101].map(|mpidr| CpuInfo { mpidr }),
             tracker: Box::leak(tracker.into_boxed_slice()),
             host_root: PhysAddr::new(Self::RAM),
+            dma_root: None,
+            doorbells: &[],
             features,
             slots: Box::leak(Box::new(Slots::new())),
             log: Box::leak(Box::new(LogRing::new())),

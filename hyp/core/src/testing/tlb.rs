@@ -138,20 +138,26 @@ pub(super) fn walk(state: &FakeState, vttbr: u64, vtcr: u64, ipa: u64) -> Option
 }
 
 /// An access with all that the TLB remembers, which remembers more after it.
-pub(super) fn access(state: &mut FakeState, vttbr: u64, vtcr: u64, ipa: u64) -> Option<Access> {
+pub(super) fn access(
+    state: &FakeState,
+    tlb: &mut FakeTlb,
+    vttbr: u64,
+    vtcr: u64,
+    ipa: u64,
+) -> Option<Access> {
     let (vmid, root, bits) = regime(vttbr, vtcr);
     if ipa >> bits != 0 {
         return None;
     }
     let base = |shift: u32| ipa & !((1u64 << shift) - 1);
     for shift in SHIFTS.into_iter().rev() {
-        if let Some(leaf) = state.tlb.leaves.get(&(vmid, shift, base(shift))) {
+        if let Some(leaf) = tlb.leaves.get(&(vmid, shift, base(shift))) {
             return Some(decode(*leaf, shift, ipa));
         }
     }
     let cached = [1usize, 0].into_iter().find_map(|level| {
         let shift = SHIFTS[level];
-        let table = state.tlb.tables.get(&(vmid, shift, base(shift)))?;
+        let table = tlb.tables.get(&(vmid, shift, base(shift)))?;
         Some((level + 1, *table))
     });
     let (first, mut table) = cached.unwrap_or((0, root));
@@ -162,11 +168,11 @@ pub(super) fn access(state: &mut FakeState, vttbr: u64, vtcr: u64, ipa: u64) -> 
                 shift,
                 table: next,
             } => {
-                state.tlb.tables.insert((vmid, shift, base), next);
+                tlb.tables.insert((vmid, shift, base), next);
                 table = next;
             }
             Step::Leaf { base, shift, leaf } => {
-                state.tlb.leaves.insert((vmid, shift, base), leaf);
+                tlb.leaves.insert((vmid, shift, base), leaf);
                 return Some(decode(leaf, shift, ipa));
             }
             Step::Fault { .. } => return None,
@@ -176,7 +182,7 @@ pub(super) fn access(state: &mut FakeState, vttbr: u64, vtcr: u64, ipa: u64) -> 
 }
 
 /// Touches every address that the tables map.
-pub(super) fn warm(state: &mut FakeState, vttbr: u64, vtcr: u64) {
+pub(super) fn warm(state: &FakeState, tlb: &mut FakeTlb, vttbr: u64, vtcr: u64) {
     let (_, root, bits) = regime(vttbr, vtcr);
     let mut at = 0u64;
     while at >> bits == 0 {
@@ -186,7 +192,7 @@ pub(super) fn warm(state: &mut FakeState, vttbr: u64, vtcr: u64) {
             match step(state, table, level, at) {
                 Step::Table { table: next, .. } => table = next,
                 Step::Leaf { shift, .. } => {
-                    access(state, vttbr, vtcr, at);
+                    access(state, tlb, vttbr, vtcr, at);
                     span = 1 << shift;
                     break;
                 }
@@ -225,11 +231,14 @@ pub(super) fn tables(state: &FakeState, vttbr: u64, vtcr: u64) -> BTreeSet<u64> 
 }
 
 /// Cached translations that the tables no longer give.
-pub(super) fn stale(state: &FakeState) -> Vec<(u16, u64, u64)> {
+pub(super) fn stale(
+    state: &FakeState,
+    tlb: &FakeTlb,
+    regimes: &BTreeMap<u16, (u64, u64)>,
+) -> Vec<(u16, u64, u64)> {
     let mut stale = Vec::new();
-    for ((vmid, shift, base), leaf) in &state.tlb.leaves {
-        let now = state
-            .regimes
+    for ((vmid, shift, base), leaf) in &tlb.leaves {
+        let now = regimes
             .get(vmid)
             .and_then(|(vttbr, vtcr)| walk(state, *vttbr, *vtcr, *base));
         let cached = decode(*leaf, *shift, *base);
@@ -237,8 +246,8 @@ pub(super) fn stale(state: &FakeState) -> Vec<(u16, u64, u64)> {
             stale.push((*vmid, *base, leaf.pa));
         }
     }
-    for ((vmid, shift, base), table) in &state.tlb.tables {
-        let linked = state.regimes.get(vmid).is_some_and(|(vttbr, vtcr)| {
+    for ((vmid, shift, base), table) in &tlb.tables {
+        let linked = regimes.get(vmid).is_some_and(|(vttbr, vtcr)| {
             let (_, root, _) = regime(*vttbr, *vtcr);
             let mut at = root;
             (0..3).any(|level| match step(state, at, level, *base) {

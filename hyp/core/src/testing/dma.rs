@@ -1,0 +1,137 @@
+//! The fake's SMMU: streams, translations cached until flushed, and an event queue, on the walker of `tlb`.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use porthole_abi::{Error, FunctionId};
+
+use super::tlb::{self, Access, FakeTlb};
+use super::{FakeMachine, FakeState};
+use crate::addr::Ipa;
+use crate::hw::{Dma, DmaEvent, DmaRegime, Vmid};
+
+/// What the SMMU knows. One TLB and one set of streams stand for all SMMUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct FakeDma {
+    pub tlb: FakeTlb,
+    /// Regimes in use, by VMID, as VTTBR_EL2 and VTCR_EL2 would have them.
+    pub regimes: BTreeMap<u16, (u64, u64)>,
+    /// The VMID that each function is translated by.
+    streams: BTreeMap<u32, u16>,
+    events: VecDeque<DmaEvent>,
+    /// Whether a block may become a table of the same mapping without a break.
+    pub in_place: bool,
+    /// Attaching fails with this.
+    refuse: Option<Error>,
+}
+
+impl FakeMachine {
+    /// Adds an SMMU with these functions, all of which abort for now.
+    pub fn add_smmu(&self, functions: &[FunctionId], in_place: bool) {
+        let mut state = self.state();
+        state.dma.in_place = in_place;
+        let aborting = functions.iter().map(|f| (f.0, u16::MAX));
+        state.dma.streams.extend(aborting);
+    }
+
+    /// Makes attaching fail, or work again.
+    pub fn refuse_attach(&self, error: Option<Error>) {
+        self.state().dma.refuse = error;
+    }
+
+    /// An event for the queue.
+    pub fn push_event(&self, event: DmaEvent) {
+        self.state().dma.events.push_back(event);
+    }
+
+    /// An access of a device: cached translations win over tables.
+    pub fn dma_access(&self, function: FunctionId, address: Ipa) -> Option<Access> {
+        let mut state = self.state();
+        let vmid = *state.dma.streams.get(&function.0)?;
+        let (vttbr, vtcr) = *state.dma.regimes.get(&vmid)?;
+        let mut cache = core::mem::take(&mut state.dma.tlb);
+        let access = tlb::access(&state, &mut cache, vttbr, vtcr, address.raw());
+        state.dma.tlb = cache;
+        access
+    }
+
+    /// What a device's tables say; caches nothing.
+    pub fn dma_walk(&self, function: FunctionId, address: Ipa) -> Option<Access> {
+        let state = self.state();
+        let vmid = state.dma.streams.get(&function.0)?;
+        let (vttbr, vtcr) = *state.dma.regimes.get(vmid)?;
+        tlb::walk(&state, vttbr, vtcr, address.raw())
+    }
+
+    /// Fills the SMMU's TLB with all that any device can reach.
+    pub fn dma_warm(&self) {
+        let mut state = self.state();
+        let mut cache = core::mem::take(&mut state.dma.tlb);
+        for (vttbr, vtcr) in state.dma.regimes.values() {
+            tlb::warm(&state, &mut cache, *vttbr, *vtcr);
+        }
+        state.dma.tlb = cache;
+    }
+}
+
+impl FakeState {
+    fn dma_regime(&mut self, regime: DmaRegime) {
+        let cpu = regime.geometry.regime(regime.vmid, regime.root);
+        let value = (cpu.vttbr, cpu.vtcr);
+        let old = self.dma.regimes.insert(regime.vmid.0, value);
+        if old.is_some_and(|old| old != value) {
+            self.violation(format!("{:?} is in use for another regime", regime.vmid));
+        }
+    }
+
+    fn dma_stream(&mut self, function: u32, vmid: Vmid) {
+        let old = self.dma.streams.insert(function, vmid.0);
+        // A regime that no stream uses any more is forgotten, its cached translations are not.
+        if let Some(old) = old.filter(|old| !self.dma.streams.values().any(|v| v == old)) {
+            self.dma.regimes.remove(&old);
+        }
+    }
+}
+
+impl Dma for FakeMachine {
+    fn dma_in_place(&self) -> bool {
+        self.state().dma.in_place
+    }
+
+    fn dma_start(&self, host: DmaRegime) {
+        let mut state = self.state();
+        state.dma_regime(host);
+        for vmid in state.dma.streams.values_mut() {
+            *vmid = host.vmid.0;
+        }
+    }
+
+    fn dma_attach(&self, function: FunctionId, regime: DmaRegime) -> Result<(), Error> {
+        let mut state = self.state();
+        if state.dma.streams.get(&function.0) != Some(&Vmid::HOST.0) {
+            return Err(Error::BadStream);
+        }
+        if let Some(error) = state.dma.refuse {
+            return Err(error);
+        }
+        state.dma_regime(regime);
+        state.dma_stream(function.0, regime.vmid);
+        Ok(())
+    }
+
+    fn dma_detach(&self, function: FunctionId) {
+        self.state().dma_stream(function.0, Vmid::HOST);
+    }
+
+    fn dma_flush(&self, vmid: Vmid, ipa: Ipa, pages: u64) {
+        let mut state = self.state();
+        state
+            .dma
+            .tlb
+            .flush(vmid.0, ipa.raw(), ipa.raw() + pages * 4096);
+        state.dma_broken.clear();
+    }
+
+    fn dma_event(&self) -> Option<DmaEvent> {
+        self.state().dma.events.pop_front()
+    }
+}
