@@ -32,6 +32,8 @@ use crate::virtio::window::{Window, WindowPort};
 
 /// Where the console's function is on the bus.
 const CONSOLE_DEVICE: u8 = 1;
+/// Bytes of its window, unless the user says otherwise.
+const CONSOLE_WINDOW: u64 = 1 << 20;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -241,11 +243,11 @@ fn open(path: &Path) -> io::Result<File> {
 pub type ConsoleFunction = (Arc<Input>, Arc<VirtioPci>);
 
 fn console(vm: &Arc<Vm>, args: &RunArgs) -> Result<Option<ConsoleFunction>, MachineError> {
-    if args.console == Sink::Off {
+    let Some(asked) = &args.console else {
         return Ok(None);
-    }
+    };
     let input = Arc::new(Input::new()?);
-    let output = match stream("the virtio console", &args.console)? {
+    let output = match stream("the virtio console", &asked.sink())? {
         Some(stream) => Output::Stream(Box::new(stream)),
         None => Output::Echo(input.clone()),
     };
@@ -253,12 +255,17 @@ fn console(vm: &Arc<Vm>, args: &RunArgs) -> Result<Option<ConsoleFunction>, Mach
         .map(|intid| bind(vm, intid))
         .collect::<Result<Vec<_>, _>>()?;
     let function = VirtioPci::new(Parts {
-        name: "console".to_owned(),
+        name: asked.device.id.clone(),
         device: Box::new(Console::new(input.clone(), output)),
-        window: window(vm, "console", CONSOLE_DEVICE, args.window.0)?,
+        window: window(
+            vm,
+            &asked.device.id,
+            CONSOLE_DEVICE,
+            asked.device.window(CONSOLE_WINDOW),
+        )?,
         registers: PCI_REGISTERS.base + u64::from(CONSOLE_DEVICE - 1) * REGISTERS_SIZE,
         swiotlb: Swiotlb {
-            mode: args.swiotlb,
+            mode: asked.device.mode(),
             bit: args.swiotlb_feature_bit,
             cfg_type: args.swiotlb_cfg_type,
         },

@@ -45,6 +45,12 @@ pub enum CommandError {
     /// The driver or the hypervisor refused.
     #[error(transparent)]
     Driver(#[from] porthole_uapi::Error),
+    /// Options that do not go together.
+    #[error(transparent)]
+    Options(#[from] crate::cli::run::OptionsError),
+    /// A device that this build cannot make.
+    #[error("--{0}: this build has no such device; leave it out")]
+    NoDeviceModel(&'static str),
     /// The guest's machine.
     #[error(transparent)]
     Machine(#[from] crate::machine::MachineError),
@@ -66,7 +72,7 @@ impl From<crate::boot::plan::PlanError> for CommandError {
 pub fn execute(cli: &Cli) -> Result<u8, CommandError> {
     let open = || open(&cli.device);
     match &cli.command {
-        Command::Run(args) => run::run(args, open),
+        Command::Run(options) => run::run(options, open),
         Command::Info(args) => info::info(&open()?, args.json),
         Command::List(args) => list::list(&open()?, args),
         Command::Audit(args) => audit::audit(&open()?, args.json),

@@ -9,16 +9,18 @@ use signal_hook::iterator::Signals;
 
 use super::{CommandError, print};
 use crate::boot::plan::Plan;
-use crate::cli::{RunArgs, Sink};
+use crate::cli::{RunArgs, RunOptions, Sink};
 use crate::device::input::{Keyboard, RawTerminal};
 use crate::end::End;
 use crate::machine::Machine;
 use crate::vcpu::VcpuThreads;
 
 pub(super) fn run(
-    args: &RunArgs,
+    options: &RunOptions,
     open: impl FnOnce() -> Result<System, CommandError>,
 ) -> Result<u8, CommandError> {
+    let args = &options.clone().resolve()?;
+    device_models(args)?;
     // The files first: their errors need no hypervisor.
     let plan = Plan::new(&args.kernel, args.initrd.as_deref(), args.mem.0)?;
     let system = open()?;
@@ -38,19 +40,17 @@ pub(super) fn run(
         print(&format!("measurement {hex}\n"))?;
     }
     let terminal = RawTerminal::enter();
-    let on_stdio = |sink: &Sink| *sink == Sink::Stdio;
+    let typed_to = args
+        .console
+        .as_ref()
+        .is_some_and(|c| c.sink() == Sink::Stdio);
     Keyboard {
-        console: machine.console.clone().filter(|_| on_stdio(&args.console)),
-        serial: on_stdio(&args.serial).then(|| machine.serial.clone()),
+        console: machine.console.clone().filter(|_| typed_to),
+        serial: (args.serial == Sink::Stdio).then(|| machine.serial.clone()),
         events: events.clone(),
     }
     .start()?;
-    let threads = VcpuThreads::start(
-        machine.vcpus,
-        &machine.bus,
-        &events,
-        &args.cpu_affinity.clone().unwrap_or_default(),
-    )?;
+    let threads = VcpuThreads::start(machine.vcpus, &machine.bus, &events, &args.cpu_affinity)?;
     let end = ended
         .recv()
         .unwrap_or_else(|_| End::Failed("every vCPU thread is gone".to_owned()));
@@ -58,6 +58,21 @@ pub(super) fn run(
     drop(terminal);
     report(&end, &machine.console, machine.bus.unclaimed());
     Ok(end.status())
+}
+
+/// Refuses devices that there is no model of.
+fn device_models(args: &RunArgs) -> Result<(), CommandError> {
+    for (option, asked) in [
+        ("disk", !args.disks.is_empty()),
+        ("net", !args.nets.is_empty()),
+        ("vsock", args.vsock.is_some()),
+        ("rng", args.rng.is_some()),
+    ] {
+        if asked {
+            return Err(CommandError::NoDeviceModel(option));
+        }
+    }
+    Ok(())
 }
 
 fn report(end: &End, console: &Option<crate::machine::ConsoleFunction>, unclaimed: usize) {
