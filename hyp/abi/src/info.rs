@@ -135,6 +135,8 @@ numbered! {
         Window = 5,
         /// The host's, pinned by a hardware table.
         Pinned = 6,
+        /// Taken from the host for a table that hardware believes: the hypervisor and that hardware alone reach it.
+        HwTable = 7,
     }
 }
 

@@ -5,6 +5,7 @@
 //! Lock order: VM slot, vCPU, the VM's tables ([`crate::guest::GuestMemory`]), then the memory lock, a leaf.
 
 pub mod audit;
+mod pins;
 mod sharing;
 #[cfg(test)]
 mod tests;
@@ -199,7 +200,7 @@ impl<'t> HostMemory<'t> {
     ///
     /// # Errors
     /// `Unaligned` if `from` is not 8-byte aligned or the bytes cross a page; `NotRam`, `NotHostOwned`,
-    /// `PageIsWindow`, `PagePinned`.
+    /// `PageIsWindow`. A pinned page is the host's all the same.
     pub fn copy_from_host<M: Memory>(
         &self,
         machine: &M,
@@ -211,34 +212,11 @@ impl<'t> HostMemory<'t> {
             return Err(Error::Unaligned);
         }
         let inner = self.inner.lock();
-        inner.tracker.ram(from)?.host_owned()?;
+        match inner.tracker.ram(from)? {
+            PageState::Pinned(_) => {}
+            state => state.host_owned()?,
+        }
         machine.copy_from_host(from, to);
-        Ok(())
-    }
-
-    /// Keeps pages of the host from being donated or shared, for a hardware table. The host keeps its mapping.
-    ///
-    /// # Errors
-    /// `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`.
-    pub fn pin(&self, pages: &PhysPages) -> Result<(), Error> {
-        let mut inner = self.inner.lock();
-        inner.tracker.check_range(pages, PageState::host_owned)?;
-        inner.tracker.set_range(pages, PageState::Pinned);
-        Ok(())
-    }
-
-    /// Ends [`Self::pin`].
-    ///
-    /// # Errors
-    /// `NotRam`; `NotHostOwned` if a page is not pinned.
-    pub fn unpin(&self, pages: &PhysPages) -> Result<(), Error> {
-        let mut inner = self.inner.lock();
-        inner.tracker.check_range(pages, |state| {
-            (state == PageState::Pinned)
-                .then_some(())
-                .ok_or(Error::NotHostOwned)
-        })?;
-        inner.tracker.set_range(pages, PageState::Host);
         Ok(())
     }
 }
@@ -268,7 +246,7 @@ impl Inner<'_> {
         Ok(())
     }
 
-    /// Takes pages of the host: unmapped, flushed, recorded as the VM's.
+    /// Takes pages of the host: unmapped, flushed, recorded as what they are now.
     fn take<M: Memory + Tlb>(
         &mut self,
         machine: &M,
@@ -287,7 +265,6 @@ impl Inner<'_> {
         stage2.unmap(machine, ipa, count, &mut reserve, &mut pool);
         reserve.release(&mut pool);
         self.tracker.set_range(&pages, state);
-        self.donated += count;
         Ok(Taken::new(pages))
     }
 
@@ -310,7 +287,6 @@ impl Inner<'_> {
         let pages = pages.pages();
         self.map(machine, &pages, MemoryType::Ram)?;
         self.tracker.set_range(&pages, PageState::Host);
-        self.reclaimed += pages.count();
         Ok(())
     }
 }

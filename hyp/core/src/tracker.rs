@@ -71,8 +71,10 @@ pub enum PageState {
     VmMetadata(VmSlot),
     /// The host's, shared with one VM through one of its windows.
     Window(VmSlot, WindowSlot),
-    /// The host's, in use by a hardware table; neither donated nor shared.
-    Pinned,
+    /// The host's, in use by this many (1 or more) hardware tables; neither donated nor shared.
+    Pinned(u16),
+    /// Taken from the host for a table that hardware believes: EL2 and that hardware alone reach it.
+    HwTable,
 }
 
 impl PageState {
@@ -84,7 +86,8 @@ impl PageState {
             Self::VmMemory(_) => PageOwner::VmMemory,
             Self::VmMetadata(_) => PageOwner::VmMetadata,
             Self::Window(..) => PageOwner::Window,
-            Self::Pinned => PageOwner::Pinned,
+            Self::Pinned(_) => PageOwner::Pinned,
+            Self::HwTable => PageOwner::HwTable,
         }
     }
 
@@ -92,13 +95,13 @@ impl PageState {
     pub const fn vm(self) -> Option<VmSlot> {
         match self {
             Self::VmMemory(vm) | Self::VmMetadata(vm) | Self::Window(vm, _) => Some(vm),
-            Self::Hyp | Self::Host | Self::Pinned => None,
+            Self::Hyp | Self::Host | Self::Pinned(_) | Self::HwTable => None,
         }
     }
 
     /// Whether the host's stage 2 maps the page.
     pub const fn host_reaches(self) -> bool {
-        matches!(self, Self::Host | Self::Window(..) | Self::Pinned)
+        matches!(self, Self::Host | Self::Window(..) | Self::Pinned(_))
     }
 
     /// Why a page in this state cannot be taken from the host; `Ok` for the host's own.
@@ -109,13 +112,41 @@ impl PageState {
         match self {
             Self::Host => Ok(()),
             Self::Window(..) => Err(Error::PageIsWindow),
-            Self::Pinned => Err(Error::PagePinned),
-            Self::Hyp | Self::VmMemory(_) | Self::VmMetadata(_) => Err(Error::NotHostOwned),
+            Self::Pinned(_) => Err(Error::PagePinned),
+            Self::Hyp | Self::VmMemory(_) | Self::VmMetadata(_) | Self::HwTable => {
+                Err(Error::NotHostOwned)
+            }
+        }
+    }
+
+    /// The state with one pin more.
+    ///
+    /// # Errors
+    /// As [`Self::host_owned`] where the page is not the host's alone; `PagePinned` if it has 65,535 pins.
+    pub const fn pinned(self) -> Result<Self, Error> {
+        match self {
+            Self::Pinned(pins) if pins < u16::MAX => Ok(Self::Pinned(pins + 1)),
+            state => match state.host_owned() {
+                Ok(()) => Ok(Self::Pinned(1)),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// The state with one pin less.
+    ///
+    /// # Errors
+    /// `NotHostOwned` without a pin.
+    pub const fn unpinned(self) -> Result<Self, Error> {
+        match self {
+            Self::Pinned(0 | 1) => Ok(Self::Host),
+            Self::Pinned(pins) => Ok(Self::Pinned(pins - 1)),
+            _ => Err(Error::NotHostOwned),
         }
     }
 }
 
-/// A [`PageState`] in 32 bits: kind in 7:0, VM slot in 15:8, window slot in 23:16. All zeros, as memory
+/// A [`PageState`] in 32 bits: kind in 7:0, VM slot in 15:8, window slot in 23:16; pins in 23:8. All zeros, as memory
 /// comes, is [`PageState::Hyp`]: a page that was never entered is given to nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
@@ -128,6 +159,7 @@ impl PageEntry {
     const VM_METADATA: u32 = 3;
     const WINDOW: u32 = 4;
     const PINNED: u32 = 5;
+    const HW_TABLE: u32 = 6;
 
     /// Packs a state.
     pub const fn pack(state: PageState) -> Self {
@@ -139,7 +171,8 @@ impl PageEntry {
             PageState::Window(vm, window) => {
                 Self::WINDOW | (vm.0 as u32) << 8 | (window.0 as u32) << 16
             }
-            PageState::Pinned => Self::PINNED,
+            PageState::Pinned(pins) => Self::PINNED | (pins as u32) << 8,
+            PageState::HwTable => Self::HW_TABLE,
         })
     }
 
@@ -152,7 +185,8 @@ impl PageEntry {
             (Self::VM_MEMORY, Some(vm), _) => PageState::VmMemory(vm),
             (Self::VM_METADATA, Some(vm), _) => PageState::VmMetadata(vm),
             (Self::WINDOW, Some(vm), Some(window)) => PageState::Window(vm, window),
-            (Self::PINNED, ..) => PageState::Pinned,
+            (Self::PINNED, ..) => PageState::Pinned((self.0 >> 8) as u16),
+            (Self::HW_TABLE, ..) => PageState::HwTable,
             _ => PageState::Hyp,
         }
     }
@@ -274,14 +308,25 @@ impl<'t> Tracker<'t> {
 
     /// Gives every page of a range, which must be RAM, a new state. One step of the epoch.
     pub(crate) fn set_range(&mut self, pages: &PhysPages, state: PageState) {
+        self.change_range(pages, |_| state);
+    }
+
+    /// The same with a state for each page that follows from its old one.
+    pub(crate) fn change_range(
+        &mut self,
+        pages: &PhysPages,
+        mut change: impl FnMut(PageState) -> PageState,
+    ) {
         for pa in pages.iter() {
             let Some(index) = self.index(pa) else {
                 debug_assert!(false, "only checked RAM changes hands");
                 continue;
             };
-            let old = core::mem::replace(&mut self.entries[index], PageEntry::pack(state));
-            self.counts[old.state().owner() as usize] -= 1;
-            self.counts[state.owner() as usize] += 1;
+            let old = self.entries[index].state();
+            let new = change(old);
+            self.entries[index] = PageEntry::pack(new);
+            self.counts[old.owner() as usize] -= 1;
+            self.counts[new.owner() as usize] += 1;
         }
         self.epoch = self.epoch.wrapping_add(1);
     }
@@ -316,7 +361,8 @@ mod tests {
 
     #[test]
     fn every_state_survives_packing() {
-        let mut states = vec![PageState::Hyp, PageState::Host, PageState::Pinned];
+        let mut states = vec![PageState::Hyp, PageState::Host, PageState::HwTable];
+        states.extend([1, 2, 255, 256, u16::MAX].map(PageState::Pinned));
         for vm in (0..VMS_MAX).filter_map(VmSlot::new) {
             states.extend([PageState::VmMemory(vm), PageState::VmMetadata(vm)]);
             let windows = (0..WINDOWS_MAX).filter_map(WindowSlot::new);
@@ -330,7 +376,7 @@ mod tests {
 
     #[test]
     fn damaged_entries_belong_to_nobody_but_the_hypervisor() {
-        for raw in [6, 0xff, 0x4002, 0xff03, 0x20_0004, 0x4004] {
+        for raw in [7, 0xff, 0x4002, 0xff03, 0x20_0004, 0x4004] {
             assert_eq!(PageEntry(raw).state(), PageState::Hyp, "{raw:#x}");
         }
         assert_eq!(VmSlot::new(VMS_MAX), None);
@@ -347,12 +393,15 @@ mod tests {
             assert_eq!(tracker.state(PhysAddr::new(hole)), None);
         }
         tracker.set_range(&pages(0x3000, 1), PageState::Host);
-        tracker.set_range(&pages(0x1_0000, 2), PageState::Pinned);
+        tracker.set_range(&pages(0x1_0000, 2), PageState::Pinned(1));
         assert_eq!(tracker.epoch(), 2);
         assert_eq!(tracker.count(PageOwner::Host), 1);
         assert_eq!(tracker.count(PageOwner::Hyp), 4);
-        assert_eq!(tracker.ram(PhysAddr::new(0x1_1fff)), Ok(PageState::Pinned));
-        assert_eq!(tracker.state_at(3), PageState::Pinned);
+        assert_eq!(
+            tracker.ram(PhysAddr::new(0x1_1fff)),
+            Ok(PageState::Pinned(1))
+        );
+        assert_eq!(tracker.state_at(3), PageState::Pinned(1));
         assert_eq!(tracker.run_at(2), Some((PhysAddr::new(0x3000), 1)));
         assert_eq!(tracker.run_at(4), Some((PhysAddr::new(0x1_1000), 3)));
         assert_eq!(tracker.run_at(7), None);

@@ -138,7 +138,7 @@ pub fn start_workers() {
     println!("{} CPUs, this is {}", cpus(), reg::cpu_index());
 }
 
-fn one(test: &Test, before: [u64; 7]) -> Result<(), Failure> {
+fn one(test: &Test, before: [u64; 8]) -> Result<(), Failure> {
     arena::reset();
     (test.1)()?;
     for index in 1..cpus() {

@@ -54,8 +54,8 @@ pub fn stat(kind: StatKind, index: u64) -> u64 {
 }
 
 /// Pages of each owner, indexed by [`PageOwner`].
-pub fn owners() -> [u64; 7] {
-    let mut all = [0; 7];
+pub fn owners() -> [u64; 8] {
+    let mut all = [0; 8];
     for (i, n) in all.iter_mut().enumerate() {
         *n = stat(StatKind::PagesByOwner, i as u64);
     }

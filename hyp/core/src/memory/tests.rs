@@ -4,6 +4,7 @@
 mod audit;
 mod failure;
 mod model;
+mod pins;
 mod remains;
 mod sharing;
 mod support;

@@ -3,8 +3,8 @@
 
 use porthole_abi::{DONATE_PAGES_MAX, Error, GUEST_IPA_BITS};
 
-use super::transit::Clean;
-use super::{Content, HostMemory};
+use super::transit::{Clean, Taken};
+use super::{Content, HostMemory, Inner};
 use crate::addr::{Ipa, PhysPages};
 use crate::guest::GuestMemory;
 use crate::hw::{Memory, Tlb};
@@ -19,6 +19,20 @@ fn bounded(pages: &PhysPages) -> Result<(), Error> {
         return Err(Error::TooLarge);
     }
     Ok(())
+}
+
+impl Inner<'_> {
+    /// Takes pages of the host for a VM.
+    fn donate<M: Memory + Tlb>(
+        &mut self,
+        machine: &M,
+        pages: PhysPages,
+        state: PageState,
+    ) -> Result<Taken, Error> {
+        let taken = self.take(machine, pages, state)?;
+        self.donated += pages.count();
+        Ok(taken)
+    }
 }
 
 impl HostMemory<'_> {
@@ -65,7 +79,7 @@ impl HostMemory<'_> {
     ) -> Result<Clean, Error> {
         bounded(&pages)?;
         let state = PageState::VmMetadata(slot);
-        let taken = self.inner.lock().take(machine, pages, state)?;
+        let taken = self.inner.lock().donate(machine, pages, state)?;
         Ok(taken.scrub(machine))
     }
 
@@ -105,7 +119,7 @@ impl HostMemory<'_> {
         let plan = guest.plan_memory(machine, &pages, ipa)?;
         let reserve = guest.reserve(machine, &plan)?;
         let state = PageState::VmMemory(guest.slot);
-        let taken = match self.inner.lock().take(machine, pages, state) {
+        let taken = match self.inner.lock().donate(machine, pages, state) {
             Ok(taken) => taken,
             Err(error) => {
                 reserve.release(&mut guest.source(machine));
@@ -144,7 +158,10 @@ impl HostMemory<'_> {
         // while the memory lock is free for the scrub.
         let (taken, memory) = self.inner.lock().retired_pages(guest.slot, pages)?;
         let clean = taken.scrub(machine);
-        self.inner.lock().give(machine, clean)?;
+        let mut inner = self.inner.lock();
+        inner.give(machine, clean)?;
+        inner.reclaimed += pages.count();
+        drop(inner);
         guest.memory_pages -= memory;
         guest.metadata_pages -= pages.count() - memory;
         Ok(())

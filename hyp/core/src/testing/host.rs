@@ -1,7 +1,7 @@
 //! A host on the fake machine: the whole hypervisor, called as the binary calls it, through registers.
 
 use porthole_abi::{
-    ABI_VERSION, Error, ExitKind, Extent, Features, FunctionId, HostFunction, PAGE_SIZE,
+    ABI_VERSION, Error, ExitKind, Extent, Features, FunctionId, HostFunction, PAGE_SIZE, PageOwner,
     RegionDesc, RegionKind, VM_REGIONS_MAX, VmConfig, WINDOW_EXTENTS_MAX, WindowConfig,
 };
 use zerocopy::IntoBytes;
@@ -287,7 +287,7 @@ impl Host {
 
     /// What a refused call must not change.
     pub fn state(&self) -> Vec<u64> {
-        let mut state: Vec<u64> = (0..7)
+        let mut state: Vec<u64> = (0..PageOwner::ALL.len() as u64)
             .map(|owner| {
                 let kind = porthole_abi::StatKind::PagesByOwner as u64;
                 self.call(HostFunction::Stats, &[kind, owner]).unwrap()[1]

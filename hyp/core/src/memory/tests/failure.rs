@@ -52,6 +52,23 @@ fn a06_donation_without_host_tables() {
 }
 
 #[test]
+fn a06_hardware_tables_without_host_tables() {
+    let mut t = tracker();
+    let world = World::new(&mut t);
+    let mut guest = world.guest(0, FREE, 16);
+    let across = pages(HIGH + 9 * BLOCK - 4096, 2);
+    let took = with_short_pool(&world, &mut guest, &|w, _| {
+        w.memory.take_table(&w.machine, across)
+    });
+    assert_eq!(took, 3);
+    // Their tables are there already: the way back takes none.
+    let took = with_short_pool(&world, &mut guest, &|w, _| {
+        w.memory.give_table(&w.machine, across)
+    });
+    assert_eq!(took, 0);
+}
+
+#[test]
 fn a06_reclaim_without_host_tables() {
     let mut t = tracker();
     let world = World::new(&mut t);

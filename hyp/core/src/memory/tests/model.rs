@@ -51,6 +51,8 @@ enum Action {
     Destroy(usize),
     Pin(u64),
     Unpin(u64),
+    TakeTable(u64),
+    GiveTable(u64),
 }
 
 /// What the checker compares.
@@ -219,6 +221,8 @@ impl<'t> Bench<'t> {
             }
             Action::Pin(index) => memory.pin(&pages(page(index), 1)),
             Action::Unpin(index) => memory.unpin(&pages(page(index), 1)),
+            Action::TakeTable(index) => memory.take_table(machine, pages(page(index), 1)),
+            Action::GiveTable(index) => memory.give_table(machine, pages(page(index), 1)),
         }
     }
 
@@ -354,7 +358,7 @@ impl Model for Calls {
         vec![bench.state()]
     }
 
-    fn actions(&self, _state: &State, actions: &mut Vec<Action>) {
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         for vm in 0..2 {
             actions.extend([
                 Action::Create(vm),
@@ -376,7 +380,11 @@ impl Model for Calls {
                 actions.extend((0..2).map(|f| Action::Unregister(vm, place, f)));
             }
         }
-        actions.extend([Action::Pin(0), Action::Unpin(0)]);
+        actions.extend([Action::Unpin(0), Action::TakeTable(0), Action::GiveTable(0)]);
+        // Pins are counted: two of them stand for any number.
+        if state.shape.owners[0].state() != PageState::Pinned(2) {
+            actions.push(Action::Pin(0));
+        }
     }
 
     fn next_state(&self, state: &State, action: Action) -> Option<State> {
@@ -409,6 +417,9 @@ impl Model for Calls {
             Property::sometimes("a dead VM still owns memory", |_, state: &State| {
                 let has = |g: &GuestShape| g.retired && g.memory > 0;
                 state.shape.guests.iter().flatten().any(has)
+            }),
+            Property::sometimes("a page is a hardware table", |_, state: &State| {
+                state.shape.owners[0].state() == PageState::HwTable
             }),
             Property::sometimes("two functions share a window", |_, state: &State| {
                 let shares = |g: &GuestShape| g.windows.iter().any(|w| w.4 == 3);
