@@ -7,6 +7,7 @@ pub mod bus;
 pub mod cli;
 pub mod command;
 pub mod device;
+pub mod devices;
 pub mod end;
 pub mod layout;
 pub mod machine;

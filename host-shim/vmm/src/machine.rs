@@ -7,33 +7,25 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use porthole_abi::{FunctionId, RegionDesc, SPI_BASE, WindowFlags};
-use porthole_uapi::{CreateVm, Error, REGIONS_MAX, System, Vcpu, Vm, WindowCreate};
+use porthole_abi::{RegionDesc, SPI_BASE};
+use porthole_uapi::{CreateVm, Error, REGIONS_MAX, System, Vcpu, Vm};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::fdt::{self, TreeConfig};
 use crate::boot::plan::{Loader, Plan, PlanError};
 use crate::bus::{MmioBus, Overlap};
-use crate::cli::{RunArgs, Sink};
+use crate::cli::{DeviceArgs, RunArgs, Sink};
 use crate::device::rtc::Clock;
 use crate::device::serial::SerialPort;
+use crate::devices::{self, DeviceError, DeviceSpec};
 use crate::layout::{
-    MSI_BASE, MSI_COUNT, PCI_ECAM, PCI_REGISTERS, PCI_WINDOWS, RAM_BASE, RTC, SPI_COUNT, UART,
-    UART_SPI, regions,
+    MSI_BASE, MSI_COUNT, PCI_ECAM, RAM_BASE, RTC, SPI_COUNT, UART, UART_SPI, regions,
 };
-use crate::pci::bus::{Aperture, Ecam, PCI_APERTURE, PciBus};
-use crate::pci::msix::MsiLines;
-use crate::seccomp::Filter;
+use crate::pci::bus::{Aperture, Ecam, PCI_APERTURE};
+use crate::virtio::VirtioDevice;
 use crate::virtio::console::{Console, Input, Output};
+use crate::virtio::transport::VirtioPci;
 use crate::virtio::transport::common::Swiotlb;
-use crate::virtio::transport::registers::{REGISTERS_SIZE, WINDOW_BAR};
-use crate::virtio::transport::{BuildError, NotifyPort, Parts, VirtioPci};
-use crate::virtio::window::{Window, WindowPort};
-
-/// Where the console's function is on the bus.
-const CONSOLE_DEVICE: u8 = 1;
-/// Bytes of its window, unless the user says otherwise.
-const CONSOLE_WINDOW: u64 = 1 << 20;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -65,12 +57,9 @@ pub enum MachineError {
     /// Something of the operating system.
     #[error("cannot set up the VM: {0}")]
     System(#[from] io::Error),
-    /// A device.
-    #[error("cannot build the console: {0}")]
-    Device(#[from] BuildError),
-    /// The filter for device threads.
-    #[error("cannot build the seccomp filter: {0}")]
-    Filter(#[from] seccompiler::Error),
+    /// The PCI devices.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A mistake in the address map.
     #[error(transparent)]
     Overlap(#[from] Overlap),
@@ -109,7 +98,12 @@ pub struct Machine {
     pub serial: Arc<SerialPort>,
     /// The virtio console and what it takes input from.
     pub console: Option<ConsoleFunction>,
+    /// All virtio functions, in the order of the command line.
+    pub functions: Vec<Arc<VirtioPci>>,
 }
+
+/// The virtio console: its input and its function.
+pub type ConsoleFunction = (Arc<Input>, Arc<VirtioPci>);
 
 struct DriverLoader<'a>(&'a Vm);
 
@@ -119,22 +113,6 @@ impl Loader for DriverLoader<'_> {
             let message = format!("{e}{}", hint(&e));
             io::Error::other(message)
         })
-    }
-}
-
-struct DriverWindow(Arc<Vm>, u32);
-
-impl WindowPort for DriverWindow {
-    fn place(&self, ipa: Option<u64>) -> io::Result<()> {
-        Ok(self.0.window_move(self.1, ipa)?)
-    }
-}
-
-struct DriverNotify(Arc<Vm>);
-
-impl NotifyPort for DriverNotify {
-    fn set(&self, ipa: u64, event: &EventFd, assign: bool) -> io::Result<()> {
-        Ok(self.0.ioeventfd(ipa, event, assign)?)
     }
 }
 
@@ -155,11 +133,9 @@ impl Machine {
         let serial = Arc::new(SerialPort::new(line, output));
         bus.add(UART, serial.clone())?;
         bus.add(RTC, Arc::new(Clock::default()))?;
-        let mut pci = PciBus::default();
-        let console = console(&vm, args)?;
-        if let Some((_, function)) = &console {
-            pci.add(CONSOLE_DEVICE, 0, function.clone());
-        }
+        let (specs, input) = devices(args)?;
+        let (pci, functions) = devices::build(&vm, specs)?;
+        let console = input.zip(functions.first().cloned());
         let pci = Arc::new(pci);
         bus.add(PCI_ECAM, Arc::new(Ecam(pci.clone())))?;
         bus.add(PCI_APERTURE, Arc::new(Aperture(pci)))?;
@@ -184,6 +160,7 @@ impl Machine {
             bus: Arc::new(bus),
             serial,
             console,
+            functions,
         })
     }
 }
@@ -239,57 +216,39 @@ fn open(path: &Path) -> io::Result<File> {
     options.write(true).create(true).truncate(true).open(path)
 }
 
-/// The virtio console: its input and its function.
-pub type ConsoleFunction = (Arc<Input>, Arc<VirtioPci>);
-
-fn console(vm: &Arc<Vm>, args: &RunArgs) -> Result<Option<ConsoleFunction>, MachineError> {
-    let Some(asked) = &args.console else {
-        return Ok(None);
-    };
-    let input = Arc::new(Input::new()?);
-    let output = match stream("the virtio console", &asked.sink())? {
-        Some(stream) => Output::Stream(Box::new(stream)),
-        None => Output::Echo(input.clone()),
-    };
-    let lines = (MSI_BASE..MSI_BASE + MSI_COUNT)
-        .map(|intid| bind(vm, intid))
-        .collect::<Result<Vec<_>, _>>()?;
-    let function = VirtioPci::new(Parts {
-        name: asked.device.id.clone(),
-        device: Box::new(Console::new(input.clone(), output)),
-        window: window(
-            vm,
-            &asked.device.id,
-            CONSOLE_DEVICE,
-            asked.device.window(CONSOLE_WINDOW),
-        )?,
-        registers: PCI_REGISTERS.base + u64::from(CONSOLE_DEVICE - 1) * REGISTERS_SIZE,
+/// A device as the user wants it.
+fn spec(args: &RunArgs, asked: &DeviceArgs, device: impl VirtioDevice + 'static) -> DeviceSpec {
+    DeviceSpec {
+        name: asked.id.clone(),
+        device: Box::new(device),
         swiotlb: Swiotlb {
-            mode: asked.device.mode(),
+            mode: asked.mode(),
             bit: args.swiotlb_feature_bit,
             cfg_type: args.swiotlb_cfg_type,
         },
-        lines: Arc::new(MsiLines::new(MSI_BASE, lines)),
-        notify: Box::new(DriverNotify(vm.clone())),
-        filter: Arc::new(Filter::device_worker()?),
-    })?;
-    Ok(Some((input, Arc::new(function))))
+        window: asked.window.map(|size| size.0),
+        group: asked.group.clone(),
+    }
 }
 
-/// A device's window, at the bottom of the aperture.
-fn window(vm: &Arc<Vm>, name: &str, device: u8, size: u64) -> Result<Window, MachineError> {
-    let ipa = PCI_WINDOWS.base;
-    let config = WindowCreate {
-        ipa,
-        length: size,
-        bar_size: size,
-        function: FunctionId::new(0, 0, device, 0).0,
-        bar: WINDOW_BAR as u32,
-        flags: WindowFlags::BAR_64.bits(),
-        ..WindowCreate::default()
+/// All devices of the machine, in the order of their places on the bus; the console's input too.
+fn devices(args: &RunArgs) -> Result<(Vec<DeviceSpec>, Option<Arc<Input>>), MachineError> {
+    let mut specs = Vec::new();
+    let mut input = None;
+    if let Some(asked) = &args.console {
+        let (typed, device) = console(&asked.sink())?;
+        specs.push(spec(args, &asked.device, device));
+        input = Some(typed);
+    }
+    Ok((specs, input))
+}
+
+/// The virtio console and its input.
+fn console(sink: &Sink) -> Result<(Arc<Input>, Console), MachineError> {
+    let input = Arc::new(Input::new()?);
+    let output = match stream("the virtio console", sink)? {
+        Some(stream) => Output::Stream(Box::new(stream)),
+        None => Output::Echo(input.clone()),
     };
-    let id = step("cannot create a window", vm.window_create(config))?;
-    let pages = step("cannot map a window", vm.window_map(id, size as usize))?;
-    let port = Box::new(DriverWindow(vm.clone(), id));
-    Ok(Window::new(name, pages, port, Some(ipa)))
+    Ok((input.clone(), Console::new(input, output)))
 }

@@ -1,7 +1,7 @@
 //! `porthole run`: from the command line to a running guest, and to its end.
 
 use std::fs;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use porthole_uapi::System;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -14,6 +14,7 @@ use crate::device::input::{Keyboard, RawTerminal};
 use crate::end::End;
 use crate::machine::Machine;
 use crate::vcpu::VcpuThreads;
+use crate::virtio::transport::VirtioPci;
 
 pub(super) fn run(
     options: &RunOptions,
@@ -56,7 +57,7 @@ pub(super) fn run(
         .unwrap_or_else(|_| End::Failed("every vCPU thread is gone".to_owned()));
     threads.stop();
     drop(terminal);
-    report(&end, &machine.console, machine.bus.unclaimed());
+    report(&end, &machine.functions, machine.bus.unclaimed());
     Ok(end.status())
 }
 
@@ -75,11 +76,12 @@ fn device_models(args: &RunArgs) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn report(end: &End, console: &Option<crate::machine::ConsoleFunction>, unclaimed: usize) {
-    if let Some((_, function)) = console {
-        let faults = function.shared().faults();
-        if faults > 0 {
-            tracing::warn!("the console needed a reset {faults} times");
+fn report(end: &End, functions: &[Arc<VirtioPci>], unclaimed: usize) {
+    for function in functions {
+        let status = function.status();
+        if status.stats.faults > 0 {
+            let (name, faults) = (status.name, status.stats.faults);
+            tracing::warn!("{name} needed a reset {faults} times");
         }
     }
     tracing::info!("{unclaimed} addresses were touched where no device is");

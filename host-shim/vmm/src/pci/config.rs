@@ -9,6 +9,7 @@ pub const BARS: usize = 6;
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
+const HEADER_TYPE: usize = 0x0e;
 const BAR0: usize = 0x10;
 const SUBSYSTEM: usize = 0x2c;
 const CAPABILITIES: usize = 0x34;
@@ -90,6 +91,11 @@ impl ConfigSpace {
         space.allow(0x0c, &[0xff]);
         space.allow(0x3c, &[0xff]);
         space
+    }
+
+    /// The device has more than one function (header type, bit 7).
+    pub fn set_multi_function(&mut self) {
+        self.put(HEADER_TYPE, &[0x80]);
     }
 
     fn put(&mut self, at: usize, value: &[u8]) {

@@ -3,9 +3,13 @@
 //! Rings and notifications live in `queue`. Source: VIRTIO 1.2, 2.7.5 (descriptor table, indirect descriptors).
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
+use super::stats::SLOT;
 use super::window::WindowMemory;
+
+/// Bytes of a window.
+pub type Slice<'m> = VolatileSlice<'m>;
 
 const DESCRIPTOR_SIZE: u64 = 16;
 /// Most descriptors that one indirect table may hold (more than any driver uses).
@@ -69,7 +73,7 @@ pub fn check(
 ) -> Result<(), ChainError> {
     let inside = address.checked_add(length).is_some()
         && usize::try_from(length.max(1))
-            .is_ok_and(|n| memory.check_range(GuestAddress(address), n, Permissions::ReadWrite));
+            .is_ok_and(|n| GuestMemoryBackend::check_range(memory, GuestAddress(address), n));
     inside.then_some(()).ok_or(ChainError::OutsideWindow {
         what,
         address,
@@ -84,12 +88,15 @@ struct Buffer {
     length: u32,
 }
 
-/// A chain whose buffers were all checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A chain whose buffers were all checked. Its vectors are used again for the next one (see [`Chain::refill`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     head: u16,
     readable: Vec<Buffer>,
     writable: Vec<Buffer>,
+    readable_len: u32,
+    writable_len: u32,
+    slots: u64,
 }
 
 /// The table a walk is in.
@@ -100,25 +107,25 @@ struct Table {
 }
 
 impl Chain {
-    /// Walks the chain that starts at `head` of the descriptor table at `table` with `size` entries.
-    pub fn walk(
+    /// Walks the chain that starts at `head` of the descriptor table at `table` with `size` entries, and becomes it.
+    /// After an error it is of no use but to be filled again.
+    pub fn refill(
+        &mut self,
         memory: &WindowMemory,
-        table: u64,
-        size: u16,
+        (table, size): (u64, u16),
         head: u16,
         indirect_allowed: bool,
-    ) -> Result<Self, ChainError> {
-        let mut chain = Self {
-            head,
-            readable: Vec::new(),
-            writable: Vec::new(),
-        };
+    ) -> Result<(), ChainError> {
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
+        self.slots = 0;
         let mut table = Table {
             address: table,
             size: size.into(),
             indirect: false,
         };
-        let mut total = 0u32;
+        let (mut readable, mut total) = (0u32, 0u32);
         let mut left = table.size;
         let mut index = head;
         loop {
@@ -135,16 +142,20 @@ impl Chain {
             total = total
                 .checked_add(length)
                 .ok_or(ChainError::TooLong { head })?;
+            self.slots += u64::from(length.div_ceil(SLOT));
             let buffer = Buffer { address, length };
             if descriptor.is_write_only() {
-                chain.writable.push(buffer);
-            } else if chain.writable.is_empty() {
-                chain.readable.push(buffer);
+                self.writable.push(buffer);
+            } else if self.writable.is_empty() {
+                self.readable.push(buffer);
+                readable = total;
             } else {
                 return Err(ChainError::Order { head });
             }
             if !descriptor.has_next() {
-                return Ok(chain);
+                self.readable_len = readable;
+                self.writable_len = total - readable;
+                return Ok(());
             }
             index = descriptor.next();
         }
@@ -157,13 +168,38 @@ impl Chain {
 
     /// Bytes that the device may read.
     pub fn readable_len(&self) -> u32 {
-        // The sum was checked by `walk`.
-        self.readable.iter().map(|b| b.length).sum()
+        self.readable_len
     }
 
     /// Bytes that the device may write.
     pub fn writable_len(&self) -> u32 {
-        self.writable.iter().map(|b| b.length).sum()
+        self.writable_len
+    }
+
+    /// Slots of 2 KiB that its buffers take, each buffer for itself.
+    pub fn slots(&self) -> u64 {
+        self.slots
+    }
+
+    /// The parts of the readable buffers that hold `length` bytes from `offset` on, to be read where they are. The
+    /// guest may change them meanwhile: what has to be checked is copied first.
+    pub fn readable_slices<'m>(
+        &self,
+        memory: &'m WindowMemory,
+        offset: u32,
+        length: usize,
+    ) -> impl Iterator<Item = Result<Slice<'m>, ChainError>> {
+        slices(memory, pieces(&self.readable, offset, length))
+    }
+
+    /// The same of the writable buffers, to be written where they are.
+    pub fn writable_slices<'m>(
+        &self,
+        memory: &'m WindowMemory,
+        offset: u32,
+        length: usize,
+    ) -> impl Iterator<Item = Result<Slice<'m>, ChainError>> {
+        slices(memory, pieces(&self.writable, offset, length))
     }
 
     /// Copies from the readable buffers, from byte `offset` of them on. Returns bytes copied.
@@ -201,6 +237,15 @@ impl Chain {
         }
         Ok(done)
     }
+}
+
+fn slices<'m>(
+    memory: &'m WindowMemory,
+    pieces: impl Iterator<Item = (GuestAddress, usize)>,
+) -> impl Iterator<Item = Result<Slice<'m>, ChainError>> {
+    pieces.map(|(address, length)| {
+        GuestMemoryBackend::get_slice(memory, address, length).map_err(|_| outside(address, length))
+    })
 }
 
 fn outside(address: GuestAddress, length: usize) -> ChainError {

@@ -3,15 +3,17 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, ChainError};
+use super::chain::Chain;
 use super::queue::{DeviceQueue, Fault};
-use super::{Handler, VirtioDevice};
+use super::shared::Shared;
+use super::{BufferNeed, Handler, Source, VirtioDevice, read_bytes};
 use crate::bus::lock;
+use crate::seccomp::Right;
 
 const ID: u16 = 3;
 const RECEIVE: u16 = 0;
@@ -159,21 +161,43 @@ impl VirtioDevice for Console {
         0
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config_len(&self) -> usize {
+        self.config.len()
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        read_bytes(&self.config, offset, data);
     }
 
     fn write_config(&mut self, _: usize, _: &[u8]) {
         // Only emerg_wr is writable, with a feature that is not offered.
     }
 
-    fn start(&mut self, _: u64, queues: Vec<DeviceQueue>) -> io::Result<Box<dyn Handler>> {
-        Ok(Box::new(Port {
+    fn buffers(&self) -> BufferNeed {
+        // A page for each way; usually one for each entry, as Linux posts them.
+        let pages = |n: u64| n * porthole_abi::PAGE_SIZE;
+        BufferNeed {
+            least: pages(2),
+            usual: QUEUE_SIZES.iter().map(|s| pages(u64::from(*s))).sum(),
+        }
+    }
+
+    fn rights(&self) -> &'static [Right] {
+        &[]
+    }
+
+    fn start(
+        &mut self,
+        _: u64,
+        queues: Vec<DeviceQueue>,
+        _: &Arc<Shared>,
+    ) -> io::Result<Vec<Box<dyn Handler>>> {
+        Ok(vec![Box::new(Port {
             queues,
             input: self.input.clone(),
             output: self.output.clone(),
             sending: None,
-        }))
+        })])
     }
 }
 
@@ -208,14 +232,14 @@ impl Port {
                     let count = input.peek(&mut piece);
                     let done = chain
                         .write(queue.memory(), written, &piece[..count])
-                        .map_err(|error| fault(RECEIVE, error))?;
+                        .map_err(|error| queue.broken(error))?;
                     input.consume(done);
                     written += done as u32;
                     if done == 0 {
                         break;
                     }
                 }
-                queue.complete(&chain, written)?;
+                queue.complete(chain, written)?;
                 used = true;
             }
             if !queue.enable_notification()? || input.is_empty() {
@@ -245,7 +269,7 @@ impl Port {
                     let mut piece = [0; PIECE];
                     let count = chain
                         .read(queue.memory(), done, &mut piece)
-                        .map_err(|error| fault(TRANSMIT, error))?;
+                        .map_err(|error| queue.broken(error))?;
                     let taken = output.write(&piece[..count]);
                     done += taken as u32;
                     if taken < count {
@@ -253,7 +277,7 @@ impl Port {
                         break 'work;
                     }
                 }
-                queue.complete(&chain, 0)?;
+                queue.complete(chain, 0)?;
                 used = true;
             }
             if !queue.enable_notification()? {
@@ -268,13 +292,9 @@ impl Port {
     }
 }
 
-fn fault(queue: u16, error: ChainError) -> Fault {
-    Fault::Chain { queue, error }
-}
-
 impl Handler for Port {
-    fn sources(&self) -> Vec<RawFd> {
-        vec![self.input.filled.as_raw_fd()]
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::readable(self.input.filled.as_raw_fd())]
     }
 
     fn doorbell(&mut self, queue: u16) -> Result<(), Fault> {
@@ -354,10 +374,12 @@ mod tests {
         let shared = shared();
         let queues = vec![
             device_queue(&rx, RECEIVE, memory.clone(), shared.clone()),
-            device_queue(&tx, TRANSMIT, memory, shared),
+            device_queue(&tx, TRANSMIT, memory, shared.clone()),
         ];
-        let mut port = Console::new(input, output).start(0, queues).unwrap();
-        test(&driver, &rx, &tx, &mut *port);
+        let mut console = Console::new(input, output);
+        let mut handlers = console.start(0, queues, &shared).unwrap();
+        assert_eq!(handlers.len(), 1);
+        test(&driver, &rx, &tx, &mut *handlers[0]);
     }
 
     #[test]

@@ -66,6 +66,10 @@ pub struct DeviceQueue {
     shared: Arc<Shared>,
     doorbell: EventFd,
     indirect: bool,
+    /// Chains given back, to be filled again.
+    spare: Vec<Chain>,
+    /// Slots of the chains that are out.
+    slots: u64,
 }
 
 impl DeviceQueue {
@@ -85,12 +89,19 @@ impl DeviceQueue {
             shared,
             doorbell,
             indirect,
+            spare: Vec::new(),
+            slots: 0,
         }
     }
 
     /// Queue number.
     pub fn index(&self) -> u16 {
         self.index
+    }
+
+    /// Entries of its rings.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// What the driver's notifications signal.
@@ -103,6 +114,58 @@ impl DeviceQueue {
         &self.memory
     }
 
+    /// The next chain that the driver made available. Each is given back by [`DeviceQueue::complete`] or put back by
+    /// [`DeviceQueue::undo_pop`].
+    pub fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+        let index = self.index;
+        let mut available = self
+            .queue
+            .iter(&*self.memory)
+            .map_err(|error| Fault::Ring {
+                queue: index,
+                error,
+            })?;
+        let Some(head) = available.next().map(|chain| chain.head_index()) else {
+            return Ok(None);
+        };
+        let mut chain = self.spare.pop().unwrap_or_default();
+        let table = (self.queue.desc_table(), self.queue.size());
+        chain
+            .refill(&self.memory, table, head, self.indirect)
+            .map_err(|error| self.broken(error))?;
+        self.slots += chain.slots();
+        self.shared.stats().took(chain.slots());
+        Ok(Some(chain))
+    }
+
+    /// Puts the chain that was popped last back: it is the next to be popped.
+    pub fn undo_pop(&mut self, chain: Chain) {
+        self.queue.go_to_previous_position();
+        self.slots = self.slots.saturating_sub(chain.slots());
+        self.shared.stats().untook(chain.slots());
+        self.spare.push(chain);
+    }
+
+    /// Gives a chain back with `written` bytes in its writable buffers.
+    pub fn complete(&mut self, chain: Chain, written: u32) -> Result<(), Fault> {
+        self.queue
+            .add_used(&*self.memory, chain.head(), written)
+            .map_err(|e| self.ring(e))?;
+        self.slots = self.slots.saturating_sub(chain.slots());
+        let stats = self.shared.stats();
+        stats.gave(chain.slots(), chain.readable_len(), written);
+        self.spare.push(chain);
+        Ok(())
+    }
+
+    /// A chain of this queue broke the rules.
+    pub fn broken(&self, error: ChainError) -> Fault {
+        Fault::Chain {
+            queue: self.index,
+            error,
+        }
+    }
+
     fn ring(&self, error: virtio_queue::Error) -> Fault {
         Fault::Ring {
             queue: self.index,
@@ -110,42 +173,17 @@ impl DeviceQueue {
         }
     }
 
-    /// The next chain that the driver made available.
-    pub fn pop(&mut self) -> Result<Option<Chain>, Fault> {
-        let (index, memory) = (self.index, self.memory.clone());
-        let popped = match self.queue.iter(&*memory) {
-            Ok(mut available) => available.next().map(|chain| chain.head_index()),
-            Err(e) => return Err(self.ring(e)),
-        };
-        let Some(head) = popped else { return Ok(None) };
-        let (table, size) = (self.queue.desc_table(), self.queue.size());
-        Chain::walk(&memory, table, size, head, self.indirect)
-            .map(Some)
-            .map_err(|error| Fault::Chain {
-                queue: index,
-                error,
-            })
-    }
-
-    /// Gives a chain back with `written` bytes in its writable buffers.
-    pub fn complete(&mut self, chain: &Chain, written: u32) -> Result<(), Fault> {
-        let memory = self.memory.clone();
-        self.queue
-            .add_used(&*memory, chain.head(), written)
-            .map_err(|e| self.ring(e))
-    }
-
     /// Interrupts the driver, if it wants to hear of what was completed since the last time.
     pub fn notify(&mut self) -> Result<(), Fault> {
-        let memory = self.memory.clone();
         let mut wanted = self
             .queue
-            .needs_notification(&*memory)
+            .needs_notification(&*self.memory)
             .map_err(|e| self.ring(e))?;
         if wanted && !self.queue.event_idx_enabled() {
             // The crate leaves the flag to its user.
             fence(Ordering::SeqCst);
-            let flags: u16 = memory
+            let flags: u16 = self
+                .memory
                 .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
                 .map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))?;
             wanted = u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0;
@@ -158,18 +196,22 @@ impl DeviceQueue {
 
     /// The driver need not ring while the device works.
     pub fn disable_notification(&mut self) -> Result<(), Fault> {
-        let memory = self.memory.clone();
         self.queue
-            .disable_notification(&*memory)
+            .disable_notification(&*self.memory)
             .map_err(|e| self.ring(e))
     }
 
     /// The driver has to ring again; true if something came in the meantime.
     pub fn enable_notification(&mut self) -> Result<bool, Fault> {
-        let memory = self.memory.clone();
         self.queue
-            .enable_notification(&*memory)
+            .enable_notification(&*self.memory)
             .map_err(|e| self.ring(e))
+    }
+}
+
+impl Drop for DeviceQueue {
+    fn drop(&mut self) {
+        self.shared.stats().dropped(self.slots);
     }
 }
 
@@ -234,11 +276,37 @@ pub(crate) mod tests {
             .unwrap();
         let chain = queue.pop().unwrap().unwrap();
         assert_eq!(chain.readable_len(), 16);
-        queue.complete(&chain, 0).unwrap();
+        assert_eq!(shared.stats().snapshot().slots_in_flight, 1);
+        queue.complete(chain, 0).unwrap();
         assert_eq!(mock.used().idx().load(), 1);
+        let stats = shared.stats().snapshot();
+        assert_eq!((stats.slots_in_flight, stats.slots_high_water), (0, 1));
+        assert_eq!((stats.buffers, stats.bytes_to_device), (1, 16));
         queue.notify().unwrap();
         assert_eq!(shared.take_isr(), 1);
         assert!(queue.pop().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_chain_put_back_comes_again_and_a_dropped_queue_holds_no_slots() {
+        let (driver, memory) = memories();
+        let mock = MockSplitQueue::create(&driver, GuestAddress(BASE), 8);
+        let shared = shared();
+        let mut queue = device_queue(&mock, 1, memory, shared.clone());
+        for at in [0x8000, 0x9000] {
+            let descriptor = Descriptor::new(BASE + at, 16, 0, 0);
+            mock.add_desc_chains(&[RawDescriptor::from(descriptor)], (at >> 12) as u16 - 8)
+                .unwrap();
+        }
+        let chain = queue.pop().unwrap().unwrap();
+        let head = chain.head();
+        queue.undo_pop(chain);
+        assert_eq!(shared.stats().snapshot().buffers, 0);
+        assert_eq!(queue.pop().unwrap().unwrap().head(), head);
+        queue.pop().unwrap();
+        assert_eq!(shared.stats().snapshot().slots_in_flight, 2);
+        drop(queue);
+        assert_eq!(shared.stats().snapshot().slots_in_flight, 0);
     }
 
     #[test]
@@ -314,10 +382,11 @@ pub(crate) mod tests {
         for _ in 0..3 {
             shared.fault(&Fault::Setup("test"));
         }
-        assert_eq!(shared.faults(), 3);
+        assert_eq!(shared.stats().snapshot().faults, 3);
         assert_eq!(shared.status(), 0x40);
         assert_eq!(shared.take_isr(), 2);
         shared.reset();
-        assert_eq!((shared.status(), shared.faults()), (0, 3));
+        assert_eq!(shared.status(), 0);
+        assert_eq!(shared.stats().snapshot().faults, 3);
     }
 }

@@ -2,11 +2,12 @@
 //! Lock-free but for MSI-X's own table; registers themselves live in `transport`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
 use super::queue::Fault;
+use super::stats::DeviceStats;
 use crate::pci::msix::Msix;
 
 /// "No vector" (VIRTIO 1.2, 4.1.5.1.2).
@@ -24,7 +25,10 @@ pub struct Shared {
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
     needs_reset: AtomicBool,
-    faults: AtomicU64,
+    /// The driver set DRIVER_OK, and the device was not stopped since.
+    running: AtomicBool,
+    generation: AtomicU8,
+    stats: DeviceStats,
 }
 
 impl Shared {
@@ -37,7 +41,9 @@ impl Shared {
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             needs_reset: AtomicBool::new(false),
-            faults: AtomicU64::new(0),
+            running: AtomicBool::new(false),
+            generation: AtomicU8::new(0),
+            stats: DeviceStats::default(),
         }
     }
 
@@ -53,11 +59,23 @@ impl Shared {
     }
 
     /// The configuration or the status changed: interrupts the driver.
-    pub fn interrupt_config(&self) {
+    fn interrupt_config(&self) {
         self.interrupt(ISR_CONFIG, load(&self.config_vector));
     }
 
+    /// The device configuration changed: a driver that is reading it reads again, and all hear of it.
+    pub fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.interrupt_config();
+    }
+
+    /// config_generation (VIRTIO 1.2, 4.1.4.3).
+    pub fn generation(&self) -> u8 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
     fn interrupt(&self, isr: u8, vector: u16) {
+        self.stats.interrupted();
         if self.msix.enabled() {
             if vector != NO_VECTOR {
                 self.msix.raise(vector);
@@ -69,21 +87,43 @@ impl Shared {
 
     /// The guest broke the rules: the device needs a reset, which is counted, logged and told to the driver.
     pub fn fault(&self, fault: &Fault) {
-        self.faults.fetch_add(1, Ordering::Relaxed);
+        self.stats.faulted();
         if !self.needs_reset.swap(true, Ordering::SeqCst) {
             tracing::warn!("{}: device needs reset: {fault}", self.name);
             self.interrupt_config();
         }
     }
 
-    /// Faults since the VM started.
-    pub fn faults(&self) -> u64 {
-        self.faults.load(Ordering::Relaxed)
+    /// The same, if a driver runs the device.
+    pub fn fault_if_running(&self, fault: &Fault) {
+        if self.running() {
+            self.fault(fault);
+        }
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> &DeviceStats {
+        &self.stats
+    }
+
+    /// Whether a driver runs the device.
+    pub fn running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// Says that the transport starts or stops the device.
+    pub fn set_running(&self, running: bool) {
+        self.running.store(running, Ordering::SeqCst);
+    }
+
+    /// Whether the device waits for its driver to reset it.
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst)
     }
 
     /// The bit that the device adds to the status byte.
     pub fn status(&self) -> u8 {
-        if self.needs_reset.load(Ordering::SeqCst) {
+        if self.needs_reset() {
             VIRTIO_CONFIG_S_NEEDS_RESET as u8
         } else {
             0

@@ -1,11 +1,15 @@
 //! A device's window: host pages that the guest sees in a BAR, and the only memory the device can reach.
-//! Where the BAR is decides where the window is; config space lives in `transport`.
+//! Where the BAR is decides where the window is; config space lives in `transport`. Functions of one device may
+//! share a window: it is in the BAR of one of them.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use super::queue::Fault;
+use super::shared::Shared;
 
 /// Guest memory of one device: its window at the bus address of its BAR, and nothing else.
 pub type WindowMemory = GuestMemoryMmap<()>;
@@ -16,6 +20,25 @@ pub trait WindowPort: Send {
     fn place(&self, ipa: Option<u64>) -> io::Result<()>;
 }
 
+/// How a function comes to its window.
+#[derive(Clone)]
+pub struct WindowUse {
+    /// The window.
+    pub window: Arc<Mutex<Window>>,
+    /// It is in the BAR of this function of the same device; `None`: in a BAR of its own.
+    pub in_function: Option<u8>,
+}
+
+impl WindowUse {
+    /// A window that one function has for itself.
+    pub fn own(window: Window) -> Self {
+        Self {
+            window: Arc::new(Mutex::new(window)),
+            in_function: None,
+        }
+    }
+}
+
 /// A window and where it is.
 pub struct Window {
     name: String,
@@ -24,6 +47,8 @@ pub struct Window {
     place: Option<u64>,
     /// Where the BAR was last, whether or not the hypervisor took it.
     wanted: Option<u64>,
+    /// The functions that use it.
+    users: Vec<Arc<Shared>>,
 }
 
 impl Window {
@@ -40,7 +65,13 @@ impl Window {
             port,
             place,
             wanted: place,
+            users: Vec::new(),
         }
+    }
+
+    /// One more function uses it.
+    pub fn join(&mut self, user: Arc<Shared>) {
+        self.users.push(user);
     }
 
     /// Bytes.
@@ -53,7 +84,8 @@ impl Window {
         self.place
     }
 
-    /// Follows the BAR to `ipa`. True if the window is not where it was before.
+    /// Follows the BAR to `ipa`. True if the window is not where it was before: each function whose driver was using
+    /// it then needs a reset.
     pub fn follow(&mut self, ipa: Option<u64>) -> bool {
         if self.wanted == ipa {
             return false;
@@ -71,7 +103,15 @@ impl Window {
         if let (Some(from), Some(to)) = (before, self.place) {
             tracing::debug!("{}: window moved from {from:#x} to {to:#x}", self.name);
         }
-        self.place != before
+        let moved = self.place != before;
+        if moved {
+            for user in &self.users {
+                user.fault_if_running(&Fault::Setup(
+                    "its window was moved while the driver used it",
+                ));
+            }
+        }
+        moved
     }
 
     /// The device's memory, if the window is anywhere.

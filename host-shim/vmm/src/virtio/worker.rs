@@ -1,12 +1,13 @@
-//! The thread that serves one device: an event loop over doorbells and the device's own sources, under seccomp.
-//! It starts when the driver is ready and ends with the device's reset or the VM.
+//! The threads that serve one device: event loops over doorbells and the handler's own sources, under seccomp.
+//! They start when the driver is ready and end with the device's reset or the VM.
 //! What is done on an event is the device's `Handler`.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Handler;
@@ -15,53 +16,62 @@ use super::shared::Shared;
 use crate::seccomp::Filter;
 
 /// Event data: the transport wants the thread to end.
-const STOP: u32 = 0;
+const STOP: u64 = 0;
 /// Event data of the first doorbell.
-const DOORBELL: u32 = 1;
-/// Event data of the device's first source.
-const SOURCE: u32 = 0x1_0000;
+const DOORBELL: u64 = 1;
+/// Event data of the handler's first source.
+const SOURCE: u64 = 0x1_0000;
+/// Events taken from the kernel at once.
+const EVENTS: usize = 16;
 
-/// A running worker.
-pub struct Worker {
+struct Worker {
     stop: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Worker {
-    /// Starts a thread that serves `handler` until it is stopped or the guest breaks the rules.
+/// The running workers of a device. Dropping them ends them.
+pub struct Workers(Vec<Worker>);
+
+impl Workers {
+    /// Starts a thread for each handler. It serves until it is stopped or the device needs a reset.
     pub fn start(
-        handler: Box<dyn Handler>,
-        shared: Arc<Shared>,
-        filter: Arc<Filter>,
+        handlers: Vec<Box<dyn Handler>>,
+        shared: &Arc<Shared>,
+        filter: &Arc<Filter>,
     ) -> io::Result<Self> {
-        let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        let subscriber = Subscriber {
-            handler,
-            shared: shared.clone(),
-            stop: stop.try_clone()?,
-            running: true,
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("dev-{}", shared.name()))
-            .spawn(move || {
-                let watch = Watch(shared);
-                if let Err(e) = filter.apply().and_then(|()| serve(subscriber)) {
-                    watch.0.fault(&Fault::Host(e));
-                }
-            })?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        let mut all = Self(Vec::new());
+        for handler in handlers {
+            let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+            let (stopped, shared, filter) = (stop.try_clone()?, shared.clone(), filter.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("dev-{}", shared.name()))
+                .spawn(move || {
+                    let watch = Watch(shared);
+                    let served = filter
+                        .apply()
+                        .map_err(Fault::Host)
+                        .and_then(|()| serve(handler, &watch.0, &stopped));
+                    if let Err(fault) = served {
+                        watch.0.fault(&fault);
+                    }
+                })?;
+            all.0.push(Worker {
+                stop,
+                thread: Some(thread),
+            });
+        }
+        Ok(all)
     }
 }
 
-impl Drop for Worker {
+impl Drop for Workers {
     fn drop(&mut self) {
-        let stopped = self.stop.write(1);
-        if let (Ok(()), Some(thread)) = (stopped, self.thread.take()) {
-            // A panic in the thread was printed by its hook.
-            let _ = thread.join();
+        let stopped: Vec<_> = self.0.iter().map(|w| w.stop.write(1).is_ok()).collect();
+        for (worker, stopped) in self.0.iter_mut().zip(stopped) {
+            if let (true, Some(thread)) = (stopped, worker.thread.take()) {
+                // A panic in the thread was printed by its hook.
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -78,83 +88,44 @@ impl Drop for Watch {
     }
 }
 
-fn serve(subscriber: Subscriber) -> io::Result<()> {
-    let mut manager = EventManager::new().map_err(io::Error::other)?;
-    let id = manager.add_subscriber(subscriber);
+fn serve(mut handler: Box<dyn Handler>, shared: &Shared, stop: &EventFd) -> Result<(), Fault> {
+    let epoll = Epoll::new()?;
+    let add = |fd: RawFd, events, data| {
+        epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))
+    };
+    add(stop.as_raw_fd(), EventSet::IN, STOP)?;
+    for (data, queue) in (DOORBELL..).zip(handler.queues()) {
+        // Each ring is an edge, whatever the counter says: nobody has to read it.
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        add(queue.doorbell().as_raw_fd(), events, data)?;
+    }
+    for (data, source) in (SOURCE..).zip(handler.sources()) {
+        add(source.fd, source.events, data)?;
+    }
+    // Notifications that came before the thread did are not lost: each queue is looked at once.
+    let queues: Vec<u16> = handler.queues().iter().map(|q| q.index()).collect();
+    for queue in &queues {
+        handler.doorbell(*queue)?;
+    }
+    let mut events = [EpollEvent::default(); EVENTS];
     loop {
-        match manager.run() {
-            Ok(_) => {}
-            Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => {}
-            Err(e) => return Err(io::Error::other(e)),
-        }
-        let subscriber = manager.subscriber_mut(id).map_err(io::Error::other)?;
-        if !subscriber.running {
-            return Ok(());
-        }
-    }
-}
-
-struct Subscriber {
-    handler: Box<dyn Handler>,
-    shared: Arc<Shared>,
-    stop: EventFd,
-    running: bool,
-}
-
-impl Subscriber {
-    fn settle(&mut self, result: Result<(), Fault>) {
-        if let Err(fault) = result {
-            self.shared.fault(&fault);
-            self.running = false;
-        }
-    }
-}
-
-impl MutEventSubscriber for Subscriber {
-    fn init(&mut self, ops: &mut EventOps) {
-        let mut add = |events| ops.add(events).map_err(io::Error::other);
-        let mut all = add(Events::with_data(&self.stop, STOP, EventSet::IN));
-        for (data, queue) in (DOORBELL..).zip(self.handler.queues()) {
-            let events = Events::with_data(queue.doorbell(), data, EventSet::IN);
-            all = all.and_then(|()| add(events));
-        }
-        for (data, source) in (SOURCE..).zip(self.handler.sources()) {
-            let events = Events::with_data_raw(source, data, EventSet::IN);
-            all = all.and_then(|()| add(events));
-        }
-        self.settle(all.map_err(Fault::Host));
-        // Notifications that came before the thread did are not lost: each queue is looked at once.
-        for queue in 0..self.handler.queues().len() {
-            if self.running {
-                let index = self.handler.queues()[queue].index();
-                let result = self.handler.doorbell(index);
-                self.settle(result);
-            }
-        }
-    }
-
-    fn process(&mut self, events: Events, _: &mut EventOps) {
-        let data = events.data();
-        if data == STOP {
-            self.running = false;
-        }
-        if !self.running {
-            return;
-        }
-        let result = if data >= SOURCE {
-            self.handler.event((data - SOURCE) as usize)
-        } else {
-            let queues = self.handler.queues();
-            match queues.get((data - DOORBELL) as usize) {
-                Some(queue) => {
-                    // Level-triggered: empty the counter, whoever filled it.
-                    let _ = queue.doorbell().read();
-                    let index = queue.index();
-                    self.handler.doorbell(index)
-                }
-                None => Ok(()),
-            }
+        let count = match epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e.into()),
         };
-        self.settle(result);
+        for event in &events[..count] {
+            let data = event.data();
+            // A mistake that another thread of the device found stops this one too.
+            if data == STOP || shared.needs_reset() {
+                return Ok(());
+            }
+            if data >= SOURCE {
+                handler.event((data - SOURCE) as usize)?;
+            } else if let Some(queue) = queues.get((data - DOORBELL) as usize) {
+                shared.stats().notified();
+                handler.doorbell(*queue)?;
+            }
+        }
     }
 }

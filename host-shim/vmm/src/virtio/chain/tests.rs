@@ -18,7 +18,30 @@ fn put(m: &WindowMemory, table: u64, index: u16, addr: u64, len: u32, flags: u16
 }
 
 fn walk(m: &WindowMemory, head: u16) -> Result<Chain, ChainError> {
-    Chain::walk(m, BASE, QUEUE, head, true)
+    walk_with(m, head, true)
+}
+
+fn walk_with(m: &WindowMemory, head: u16, indirect: bool) -> Result<Chain, ChainError> {
+    // One that was used before: nothing of it may be left.
+    let mut chain = Chain {
+        head: 77,
+        readable: vec![
+            Buffer {
+                address: GuestAddress(0),
+                length: 9
+            };
+            3
+        ],
+        writable: vec![Buffer {
+            address: GuestAddress(0),
+            length: 9,
+        }],
+        readable_len: 5,
+        writable_len: 6,
+        slots: 7,
+    };
+    chain.refill(m, (BASE, QUEUE), head, indirect)?;
+    Ok(chain)
 }
 
 fn outside(what: &'static str, address: u64, length: u64) -> Result<Chain, ChainError> {
@@ -51,6 +74,24 @@ fn a_plain_chain_is_read_and_written_in_order() {
     m.read_slice(&mut data[2..6], GuestAddress(BASE + 0x3000))
         .unwrap();
     assert_eq!(&data[..6], b"abcdef");
+    let lengths: Vec<_> = chain
+        .writable_slices(&m, 1, 50)
+        .map(|s| s.unwrap().len())
+        .collect();
+    assert_eq!(lengths, [3, 47]);
+    let mut first = [0; 5];
+    let slice = chain.readable_slices(&m, 6, 100).next().unwrap().unwrap();
+    slice.copy_to(&mut first[..]);
+    assert_eq!((slice.len(), &first), (5, b"world"));
+}
+
+#[test]
+fn slots_are_counted_for_each_buffer() {
+    let m = memory();
+    put(&m, BASE, 0, BASE + 0x1000, 16, NEXT, 1);
+    put(&m, BASE, 1, BASE + 0x2000, 4097, WRITE | NEXT, 2);
+    put(&m, BASE, 2, BASE + 0x2000, 0, WRITE, 0);
+    assert_eq!(walk(&m, 0).unwrap().slots(), 1 + 3);
 }
 
 #[test]
@@ -125,7 +166,7 @@ fn a25_indirect_descriptors_follow_the_rules() {
     put(&m, table, 0, table, 16, INDIRECT, 0);
     assert_eq!(why(walk(&m, 0)), "it is inside an indirect table");
     assert_eq!(
-        why(Chain::walk(&m, BASE, QUEUE, 0, false)),
+        why(walk_with(&m, 0, false)),
         "the feature was not negotiated"
     );
     put(&m, BASE, 0, table, 16, INDIRECT | NEXT, 1);

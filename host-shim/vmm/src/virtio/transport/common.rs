@@ -128,11 +128,6 @@ impl Common {
         self.accepted & feature(VIRTIO_RING_F_INDIRECT_DESC) != 0
     }
 
-    /// Whether the driver is running the device.
-    pub fn driver_ok(&self) -> bool {
-        self.status & DRIVER_OK != 0
-    }
-
     /// Numbers of the enabled queues.
     pub fn enabled(&self) -> Vec<u16> {
         (0u16..)
@@ -186,6 +181,7 @@ impl Common {
         put(0x10, &shared.config_vector().to_le_bytes());
         put(0x12, &(self.queues.len() as u16).to_le_bytes());
         put(0x14, &[self.status | shared.status()]);
+        put(0x15, &[shared.generation()]);
         put(0x16, &self.queue_select.to_le_bytes());
         let vector = shared.queue_vector(self.queue_select);
         put(0x1a, &vector.to_le_bytes());

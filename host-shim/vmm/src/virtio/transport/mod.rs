@@ -8,6 +8,7 @@ pub mod registers;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::common::{Action, Common, Swiotlb};
@@ -18,8 +19,9 @@ use self::registers::{
 use super::VirtioDevice;
 use super::queue::{DeviceQueue, Fault, check_rings};
 use super::shared::Shared;
-use super::window::Window;
-use super::worker::Worker;
+use super::stats::StatsSnapshot;
+use super::window::{WindowMemory, WindowUse};
+use super::worker::Workers;
 use crate::bus::lock;
 use crate::pci::bus::PciFunction;
 use crate::pci::config::{ConfigError, ConfigSpace};
@@ -41,6 +43,9 @@ pub enum BuildError {
     /// The system has no more of something.
     #[error("cannot create an eventfd: {0}")]
     System(#[from] io::Error),
+    /// The filter for its threads.
+    #[error("cannot build the seccomp filter: {0}")]
+    Filter(#[from] seccompiler::Error),
 }
 
 /// What a function is made of.
@@ -49,8 +54,10 @@ pub struct Parts {
     pub name: String,
     /// Behind the transport.
     pub device: Box<dyn VirtioDevice>,
-    /// Its window, placed where BAR 4 starts.
-    pub window: Window,
+    /// Its window, placed where BAR 4 starts (its own, or that of another function).
+    pub window: WindowUse,
+    /// Whether its device has other functions.
+    pub multi_function: bool,
     /// Where BAR 0 starts.
     pub registers: u64,
     /// How SWIOTLB is offered.
@@ -59,8 +66,34 @@ pub struct Parts {
     pub lines: Arc<MsiLines>,
     /// Doorbells without exits.
     pub notify: Box<dyn NotifyPort>,
-    /// For the worker.
-    pub filter: Arc<Filter>,
+}
+
+/// How a function stands, for whoever shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct FunctionStatus {
+    /// Name in log lines.
+    pub name: String,
+    /// virtio device id.
+    pub virtio_id: u16,
+    /// Whether a driver runs it.
+    pub running: bool,
+    /// Whether it waits for a reset.
+    pub needs_reset: bool,
+    /// Features agreed with the driver.
+    pub features: u64,
+    /// Queues that the driver enabled.
+    pub queues: usize,
+    /// BAR that the window is in.
+    pub window_bar: usize,
+    /// Function whose BAR that is, if another's.
+    pub window_of_function: Option<u8>,
+    /// Where the guest sees the window.
+    pub window_ipa: Option<u64>,
+    /// Bytes of the window.
+    pub window_size: u64,
+    /// Counters.
+    #[serde(flatten)]
+    pub stats: StatsSnapshot,
 }
 
 struct State {
@@ -68,8 +101,8 @@ struct State {
     places: Places,
     common: Common,
     device: Box<dyn VirtioDevice>,
-    window: Window,
-    worker: Option<Worker>,
+    window: WindowUse,
+    workers: Option<Workers>,
     doorbells: Vec<EventFd>,
     notify: Box<dyn NotifyPort>,
     /// Where the doorbells are bound, and how many.
@@ -89,17 +122,23 @@ impl VirtioPci {
     pub fn new(parts: Parts) -> Result<Self, BuildError> {
         let device = parts.device;
         let sizes = device.queue_sizes().to_vec();
-        let place = parts.window.place().unwrap_or(0);
-        let (config, places) = registers::build(
-            &*device,
-            parts.swiotlb,
-            parts.registers,
-            place,
-            parts.window.size(),
-        )?;
+        let filter = Arc::new(Filter::device_worker(device.rights())?);
+        let (size, place) = {
+            let window = lock(&parts.window.window);
+            (window.size(), window.place().unwrap_or(0))
+        };
+        let bars = registers::Bars {
+            registers: parts.registers,
+            window: place,
+            window_size: size,
+            window_in_function: parts.window.in_function,
+            multi_function: parts.multi_function,
+        };
+        let (config, places) = registers::build(&*device, parts.swiotlb, bars)?;
         let vectors = registers::vectors(sizes.len());
         let msix = Arc::new(Msix::new(&parts.name, vectors, parts.lines));
         let shared = Arc::new(Shared::new(&parts.name, sizes.len(), msix.clone()));
+        lock(&parts.window.window).join(shared.clone());
         let doorbells = sizes
             .iter()
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
@@ -110,11 +149,11 @@ impl VirtioPci {
             common: Common::new(device.features(), &sizes, parts.swiotlb),
             device,
             window: parts.window,
-            worker: None,
+            workers: None,
             doorbells,
             notify: parts.notify,
             bound: None,
-            filter: parts.filter,
+            filter,
         };
         state.bind_doorbells(shared.name());
         Ok(Self {
@@ -131,7 +170,26 @@ impl VirtioPci {
 
     /// Whether a driver runs the device, and it works.
     pub fn running(&self) -> bool {
-        self.shared.status() == 0 && lock(&self.state).common.driver_ok()
+        self.shared.running() && !self.shared.needs_reset()
+    }
+
+    /// How it stands now.
+    pub fn status(&self) -> FunctionStatus {
+        let state = lock(&self.state);
+        let window = lock(&state.window.window);
+        FunctionStatus {
+            name: self.shared.name().to_owned(),
+            virtio_id: state.device.id(),
+            running: self.running(),
+            needs_reset: self.shared.needs_reset(),
+            features: state.common.features(),
+            queues: state.common.enabled().len(),
+            window_bar: WINDOW_BAR,
+            window_of_function: state.window.in_function,
+            window_ipa: window.place(),
+            window_size: window.size(),
+            stats: self.shared.stats().snapshot(),
+        }
     }
 
     fn read_registers(&self, state: &State, offset: usize, data: &mut [u8]) {
@@ -139,12 +197,7 @@ impl VirtioPci {
         match offset - at {
             COMMON => state.common.read(&self.shared, at, data),
             ISR if at == 0 && !data.is_empty() => data[0] = self.shared.take_isr(),
-            DEVICE => {
-                let config = state.device.config();
-                for (i, byte) in data.iter_mut().enumerate() {
-                    *byte = config.get(at + i).copied().unwrap_or(0);
-                }
-            }
+            DEVICE => state.device.read_config(at, data),
             MSIX_TABLE => self.msix.table_read(at, data),
             MSIX_PENDING => self.msix.pending_read(at, data),
             _ => {}
@@ -174,7 +227,7 @@ impl VirtioPci {
         let result = match action {
             Action::None => Ok(()),
             Action::Reset => {
-                state.stop();
+                state.stop(&self.shared);
                 state.common.reset();
                 self.shared.reset();
                 Ok(())
@@ -183,7 +236,7 @@ impl VirtioPci {
             Action::Start => state.start(&self.shared),
         };
         if let Err(fault) = result {
-            state.stop();
+            state.stop(&self.shared);
             self.shared.fault(&fault);
         }
     }
@@ -191,10 +244,12 @@ impl VirtioPci {
     /// The guest may have moved or switched off a BAR.
     fn follow_bars(&self, state: &mut State) {
         state.bind_doorbells(self.shared.name());
-        let moved = state.window.follow(state.config.bar_address(WINDOW_BAR));
-        if moved && state.worker.take().is_some() {
-            let fault = Fault::Setup("its window was moved while the driver used it");
-            self.shared.fault(&fault);
+        if state.window.in_function.is_some() {
+            return;
+        }
+        let place = state.config.bar_address(WINDOW_BAR);
+        if lock(&state.window.window).follow(place) {
+            state.workers = None;
         }
     }
 
@@ -223,15 +278,20 @@ impl VirtioPci {
 impl State {
     fn check_queue(&self, index: u16) -> Result<(), Fault> {
         let queue = self.common.queue(index)?;
-        match self.window.memory() {
+        match self.memory() {
             Some(memory) => check_rings(&memory, index, &queue),
             None => Ok(()),
         }
     }
 
+    fn memory(&self) -> Option<Arc<WindowMemory>> {
+        lock(&self.window.window).memory()
+    }
+
     fn start(&mut self, shared: &Arc<Shared>) -> Result<(), Fault> {
+        // Before the window is looked up: whoever moves it from then on sees that it is in use.
+        shared.set_running(true);
         let memory = self
-            .window
             .memory()
             .ok_or(Fault::Setup("its window is mapped nowhere"))?;
         let mut queues = Vec::new();
@@ -248,14 +308,16 @@ impl State {
                 self.common.indirect(),
             ));
         }
-        let handler = self.device.start(self.common.features(), queues)?;
-        self.worker = Some(Worker::start(handler, shared.clone(), self.filter.clone())?);
+        let features = self.common.features();
+        let handlers = self.device.start(features, queues, shared)?;
+        self.workers = Some(Workers::start(handlers, shared, &self.filter)?);
         Ok(())
     }
 
-    fn stop(&mut self) {
-        // Joins the thread: nothing touches the window any more.
-        self.worker = None;
+    fn stop(&mut self, shared: &Shared) {
+        shared.set_running(false);
+        // Joins the threads: nothing touches the window any more.
+        self.workers = None;
         for doorbell in &self.doorbells {
             let _ = doorbell.read();
         }

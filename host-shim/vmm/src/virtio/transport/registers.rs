@@ -53,6 +53,28 @@ pub struct Places {
     pub pci_access: usize,
 }
 
+/// Where a function's memory is.
+#[derive(Clone, Copy, Debug)]
+pub struct Bars {
+    /// Address of BAR 0.
+    pub registers: u64,
+    /// Address of the window's BAR.
+    pub window: u64,
+    /// Bytes of it.
+    pub window_size: u64,
+    /// The function that has this BAR, if another.
+    pub window_in_function: Option<u8>,
+    /// The device has other functions.
+    pub multi_function: bool,
+}
+
+/// Byte of the SWIOTLB capability that names another function of the device, with [`OTHER_FUNCTION`], whose BAR it
+/// means: the first of the two that `struct virtio_pci_cap` reserves. Zero: a BAR of its own function. The proposal
+/// says nothing of functions that share; this is ours.
+const CAP_FUNCTION: usize = 4;
+/// Set in that byte beside the number of the function.
+const OTHER_FUNCTION: u8 = 0x80;
+
 /// `struct virtio_pci_cap` without id and link; `extra` follows it.
 fn capability(cfg_type: u8, bar: usize, offset: usize, length: u64, extra: &[u8]) -> Vec<u8> {
     let mut body = vec![16 + extra.len() as u8, cfg_type, bar as u8, 0, 0, 0];
@@ -62,13 +84,11 @@ fn capability(cfg_type: u8, bar: usize, offset: usize, length: u64, extra: &[u8]
     body
 }
 
-/// Builds the configuration space of a device whose BARs are at `registers` and `window`.
+/// Builds the configuration space of a device.
 pub fn build(
     device: &dyn VirtioDevice,
     swiotlb: Swiotlb,
-    registers: u64,
-    window: u64,
-    window_size: u64,
+    bars: Bars,
 ) -> Result<(ConfigSpace, Places), ConfigError> {
     let queues = device.queue_sizes().len();
     let mut space = ConfigSpace::new(&Identity {
@@ -78,8 +98,13 @@ pub fn build(
         class: device.class(),
         subsystem: [VENDOR, DEVICE_BASE + device.id()],
     });
-    space.add_bar_32(REGISTERS_BAR, REGISTERS_SIZE, registers)?;
-    space.add_bar_64(WINDOW_BAR, window_size, window)?;
+    if bars.multi_function {
+        space.set_multi_function();
+    }
+    space.add_bar_32(REGISTERS_BAR, REGISTERS_SIZE, bars.registers)?;
+    if bars.window_in_function.is_none() {
+        space.add_bar_64(WINDOW_BAR, bars.window_size, bars.window)?;
+    }
     let part = |cfg_type, offset, length: usize, extra: &[u8]| {
         capability(cfg_type, REGISTERS_BAR, offset, length as u64, extra)
     };
@@ -99,8 +124,8 @@ pub fn build(
         &[],
     )?;
     add(&mut space, &part(CFG_ISR, ISR, 1, &[]), &[])?;
-    if !device.config().is_empty() {
-        let length = device.config().len();
+    let length = device.config_len();
+    if length > 0 {
         add(&mut space, &part(CFG_DEVICE, DEVICE, length, &[]), &[])?;
     }
     // BAR, offset, length and data are the driver's to write.
@@ -112,7 +137,10 @@ pub fn build(
         &capability(CFG_PCI, 0, 0, 0, &[0; 4]),
         &writable,
     )?;
-    let pool = capability(swiotlb.cfg_type, WINDOW_BAR, 0, window_size, &[]);
+    let mut pool = capability(swiotlb.cfg_type, WINDOW_BAR, 0, bars.window_size, &[]);
+    if let Some(function) = bars.window_in_function {
+        pool[CAP_FUNCTION] = OTHER_FUNCTION | function;
+    }
     add(&mut space, &pool, &[])?;
     // One vector for each queue, and one for the configuration.
     let mut msix = (queues as u16).to_le_bytes().to_vec();

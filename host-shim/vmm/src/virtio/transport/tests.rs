@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, mmap::Mma
 use super::*;
 use crate::cli::SwiotlbMode;
 use crate::virtio::console::{Console, Input, Output};
+use crate::virtio::window::Window;
 use crate::virtio::window::tests::{BASE, FakePort, SIZE};
 
 const REGISTERS: u64 = 0x2f00_0000;
@@ -37,15 +38,39 @@ struct Rig {
 
 fn rig(mode: SwiotlbMode) -> Rig {
     let pages = MmapRegion::new(SIZE as usize).unwrap();
-    let (moves, notify) = (FakePort::default(), FakeNotify::default());
+    let moves = FakePort::default();
     let window = Window::new("console", pages, Box::new(moves.clone()), Some(BASE));
-    let region = GuestRegionMmap::with_arc(window_pages(&window), GuestAddress(BASE)).unwrap();
+    function(mode, WindowUse::own(window), moves, REGISTERS)
+}
+
+/// Two functions of one device that share a window: it is in the BAR of the first.
+fn pair() -> [Rig; 2] {
+    let pages = MmapRegion::new(SIZE as usize).unwrap();
+    let moves = FakePort::default();
+    let window = Window::new("console", pages, Box::new(moves.clone()), Some(BASE));
+    let own = WindowUse::own(window);
+    let shared = WindowUse {
+        in_function: Some(0),
+        ..own.clone()
+    };
+    [
+        function(SwiotlbMode::Require, own, moves.clone(), REGISTERS),
+        function(SwiotlbMode::Require, shared, moves, REGISTERS),
+    ]
+}
+
+fn function(mode: SwiotlbMode, window: WindowUse, moves: FakePort, registers: u64) -> Rig {
+    let notify = FakeNotify::default();
+    let pages = window_pages(&lock(&window.window));
+    let region = GuestRegionMmap::with_arc(pages, GuestAddress(BASE)).unwrap();
     let input = Arc::new(Input::new().unwrap());
+    let multi_function = window.in_function.is_some() || Arc::strong_count(&window.window) > 1;
     let function = VirtioPci::new(Parts {
         name: "console".into(),
         device: Box::new(Console::new(input.clone(), Output::Echo(input))),
         window,
-        registers: REGISTERS,
+        multi_function,
+        registers,
         swiotlb: Swiotlb {
             mode,
             bit: 27,
@@ -53,7 +78,6 @@ fn rig(mode: SwiotlbMode) -> Rig {
         },
         lines: Arc::new(MsiLines::new(64, Vec::new())),
         notify: Box::new(notify.clone()),
-        filter: Arc::new(Filter::device_worker().unwrap()),
     });
     Rig {
         function: function.unwrap(),
@@ -92,6 +116,10 @@ impl Rig {
 
     fn write(&self, offset: usize, data: &[u8]) {
         assert!(self.function.memory_write(REGISTERS + offset as u64, data));
+    }
+
+    fn faults(&self) -> u64 {
+        self.function.status().stats.faults
     }
 
     fn status(&self) -> u8 {
@@ -233,7 +261,7 @@ fn a25_a_buffer_in_guest_ram_stops_the_device_until_reset() {
         .unwrap();
     r.ring(1);
     r.wait_for_status(NEEDS_RESET);
-    assert_eq!(r.function.shared().faults(), 1);
+    assert_eq!(r.faults(), 1);
     r.write(0x14, &[0]);
     assert_eq!(r.status(), 0);
     r.start();
@@ -246,7 +274,7 @@ fn a25_rings_in_guest_ram_are_a_fault_when_enabled() {
     assert!(r.negotiate(VERSION_1 | SWIOTLB));
     r.enable_queue(0, [0x8000_0000, BASE + 0x1000, BASE + 0x2000]);
     assert_ne!(r.status() & NEEDS_RESET, 0);
-    assert_eq!(r.function.shared().faults(), 1);
+    assert_eq!(r.faults(), 1);
 }
 
 #[test]
@@ -284,6 +312,79 @@ fn a23_moving_the_window_under_a_running_device_is_a_fault() {
         r.write(0x14, &[0]);
         assert_eq!(r.status(), 0);
     }
+}
+
+#[test]
+fn functions_share_the_window_in_the_bar_of_one() {
+    let [first, second] = pair();
+    for r in [&first, &second] {
+        assert_eq!(r.config8(0x0e), 0x80, "multi-function");
+        let (at, bar, offset, length) = r.capability(10).unwrap();
+        assert_eq!((bar, offset, length), (4, 0, SIZE as u32));
+        let other = std::ptr::eq(r, &second);
+        assert_eq!(r.config8(at + 6), if other { 0x80 } else { 0 });
+        assert_eq!(r.config(0x20) == 0, other, "the BAR is the first's");
+    }
+    assert_eq!(rig(SwiotlbMode::Hint).config8(0x0e), 0);
+    let [_, transmit] = second.start();
+    transmit
+        .build_desc_chain(&[descriptor(BASE + 0x2_0000, 8, 0)])
+        .unwrap();
+    second.ring(1);
+    let start = Instant::now();
+    while second.function.status().stats.buffers == 0 {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let status = second.function.status();
+    assert_eq!(
+        (status.window_ipa, status.window_of_function),
+        (Some(BASE), Some(0))
+    );
+}
+
+#[test]
+fn a23_moving_a_shared_window_stops_every_function_that_runs() {
+    let [first, second] = pair();
+    second.start();
+    second.set_command(0);
+    second.set_command(2);
+    assert_eq!(second.status(), 0xf, "its own BARs do not place the window");
+    first.set_config(0x20, (BASE + SIZE) as u32);
+    assert_eq!(second.status(), 0xf | NEEDS_RESET);
+    assert_eq!(first.status(), 0, "it was not running");
+    assert!(second.negotiate(VERSION_1 | SWIOTLB));
+    second.enable_queue(0, [BASE, BASE + 0x1000, BASE + 0x2000]);
+    assert_ne!(second.status() & NEEDS_RESET, 0, "the old place is outside");
+}
+
+#[test]
+fn a_changed_configuration_has_another_generation_and_interrupts() {
+    let r = rig(SwiotlbMode::Require);
+    let generation = || {
+        let mut data = [0];
+        assert!(r.function.memory_read(REGISTERS + 0x15, &mut data));
+        data[0]
+    };
+    let before = generation();
+    r.function.shared().config_changed();
+    assert_ne!(generation(), before);
+    let mut isr = [0];
+    r.function.memory_read(REGISTERS + ISR as u64, &mut isr);
+    assert_eq!(isr, [2]);
+}
+
+#[test]
+fn status_tells_what_a_driver_does() {
+    let r = rig(SwiotlbMode::Require);
+    assert!(!r.function.status().running);
+    r.start();
+    let status = r.function.status();
+    assert!(status.running && !status.needs_reset);
+    assert_eq!((status.queues, status.window_size), (2, SIZE));
+    assert_eq!(status.features, VERSION_1 | SWIOTLB);
+    r.write(0x14, &[0]);
+    assert!(!r.function.status().running);
 }
 
 #[test]
@@ -386,7 +487,8 @@ proptest! {
         }
         let state = lock(&r.function.state);
         let bar = state.config.bar_address(WINDOW_BAR);
-        prop_assert!(state.window.place().is_none() || state.window.place() == bar);
-        prop_assert!(state.worker.is_none() || state.window.place().is_some());
+        let place = lock(&state.window.window).place();
+        prop_assert!(place.is_none() || place == bar);
+        prop_assert!(state.workers.is_none() || place.is_some());
     }
 }
