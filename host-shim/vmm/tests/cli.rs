@@ -177,3 +177,60 @@ fn a_device_that_is_no_driver_is_an_error() {
     let device = format!("--device={}", file.path().display());
     refused(&[&device, "info"], 1, &["INFO"]);
 }
+
+#[test]
+fn a_configuration_gives_what_the_command_line_does_not() {
+    let image = kernel(&[0; 64]);
+    let path = image.path().to_str().unwrap();
+    let config = kernel(format!("kernel = '{path}'\nmem = '16M'\n").as_bytes());
+    let file = config.path().to_str().unwrap();
+    refused(&[NOWHERE, "run", "--config", file], 1, &["no hypervisor"]);
+    let other = ["--kernel", "/nonexistent/Image"];
+    refused(
+        &[&[NOWHERE, "run", "--config", file], &other[..]].concat(),
+        1,
+        &["cannot read kernel /nonexistent/Image"],
+    );
+    let config = kernel(b"mem = '16M'");
+    let file = config.path().to_str().unwrap();
+    refused(
+        &[NOWHERE, "run", "--config", file],
+        1,
+        &["kernel is missing", "--kernel"],
+    );
+}
+
+#[test]
+fn a_bad_configuration_is_told_with_file_line_and_key() {
+    let config = kernel(b"mem = '16M'\n[[disk]]\npath = 'x'\ncolour = 'red'\n");
+    let file = config.path().to_str().unwrap();
+    let place = format!("{file}:4: `colour = 'red'`: a disk has no 'colour'");
+    refused(&[NOWHERE, "run", "--config", file], 1, &[&place]);
+}
+
+#[test]
+fn devices_of_one_name_are_refused_before_anything_starts() {
+    let line = [
+        "run", "--kernel", "x", "--mem", "16M", "--disk", "a,id=d", "--disk", "b,id=d",
+    ];
+    refused(&line, 1, &["two devices are called 'd'", "another id="]);
+}
+
+#[test]
+fn shells_and_man_get_what_they_read() {
+    for (shell, says) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef porthole"),
+        ("fish", "complete -c porthole"),
+    ] {
+        porthole(&["completions", shell])
+            .success()
+            .stdout(contains(says));
+    }
+    porthole(&["man"])
+        .success()
+        .stdout(contains(".TH porthole 1"));
+    let options = contains("swiotlb").and(contains("Exit status"));
+    porthole(&["man", "run"]).success().stdout(options);
+    refused(&["man", "sing"], 1, &["no subcommand 'sing'"]);
+}

@@ -1,6 +1,7 @@
 //! The command line: options, their values, and what --help says. Parsing only; `command` carries it out.
 //! Options of `run` and what becomes of them are in `run`, each device's in a file of its own, on top of `keys`.
 
+pub mod config;
 pub mod console;
 pub mod disk;
 pub mod keys;
@@ -55,6 +56,20 @@ pub enum Command {
     Log(LogArgs),
     /// Show the hypervisor's counters.
     Stats(OutputArgs),
+    /// Print a completion script for a shell.
+    ///
+    /// For bash: porthole completions bash > /etc/bash_completion.d/porthole
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page of the command, or of one subcommand, for man(1).
+    ///
+    /// To read it: porthole man | man -l -
+    Man {
+        /// The subcommand.
+        topic: Option<String>,
+    },
 }
 
 /// How results are printed.

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Deserialize;
 
 use super::console::{ConsoleArgs, Serial, Sink};
 use super::disk::DiskArgs;
@@ -14,7 +15,8 @@ use super::values::{Affinity, Cmdline, Cpus, Memory, Name, Size, WindowSize};
 use super::vsock::VsockArgs;
 
 /// Options of `run` as written.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[command(after_help = "\
 Every device takes window=SIZE, swiotlb=MODE, id=NAME and group=NAME too: the size of its window, what it
 asks of the driver, its name, and devices that shall share a window. A comma in a value is written twice.
@@ -30,8 +32,12 @@ Exit status:
 On a terminal, Ctrl-] ends the guest. What is typed goes to the virtio console once the guest
 runs it (unless --console says otherwise), before that to the serial port.")]
 pub struct RunOptions {
+    /// Options in a TOML file, each under its own name; those given here go before them.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
     /// Kernel: an arm64 Image, or a flat binary that follows the arm64 boot protocol.
-    #[arg(long, value_name = "IMAGE", required = true)]
+    #[arg(long, value_name = "IMAGE", required_unless_present = "config")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk.
     #[arg(long, value_name = "FILE")]
@@ -40,7 +46,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "STRING")]
     pub cmdline: Option<Cmdline>,
     /// Memory: a number with K, M or G (M if none).
-    #[arg(long, value_name = "SIZE", required = true)]
+    #[arg(long, value_name = "SIZE", required_unless_present = "config")]
     pub mem: Option<Memory>,
     /// Virtual CPUs, 1 to 8 [default: 1].
     #[arg(long, value_name = "N")]
@@ -84,14 +90,14 @@ pub struct RunOptions {
     #[arg(long, hide = true, value_parser = clap::value_parser!(u8).range(6..))]
     pub swiotlb_cfg_type: Option<u8>,
     /// Give the guest all its memory at once instead of on first touch.
-    #[arg(long)]
-    pub prefault: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub prefault: Option<bool>,
     /// Put random seeds into the device tree. The host knows them, and the measurement then differs in each run.
-    #[arg(long)]
-    pub seed: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub seed: Option<bool>,
     /// Print the launch measurement before the guest runs.
-    #[arg(long)]
-    pub measurement: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub measurement: Option<bool>,
 }
 
 /// What a run is made of: every device has an id of its own and a mode.
@@ -139,7 +145,7 @@ pub struct RunArgs {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionsError {
     /// Neither the command line nor a file has it.
-    #[error("--{0} is missing; a guest needs it")]
+    #[error("{0} is missing: a guest needs it; give --{0} or write it into the configuration")]
     Missing(&'static str),
     /// Two devices of one name.
     #[error("two devices are called '{0}'; give one of them another id=")]
@@ -176,9 +182,9 @@ impl RunOptions {
             rng: self.rng,
             swiotlb_feature_bit: self.swiotlb_feature_bit.unwrap_or(27),
             swiotlb_cfg_type: self.swiotlb_cfg_type.unwrap_or(10),
-            prefault: self.prefault,
-            seed: self.seed,
-            measurement: self.measurement,
+            prefault: self.prefault.unwrap_or(false),
+            seed: self.seed.unwrap_or(false),
+            measurement: self.measurement.unwrap_or(false),
         };
         for (name, device) in args.devices() {
             if device.id.is_empty() {
@@ -247,13 +253,14 @@ impl RunArgs {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Cli, Command};
 
-    fn options(line: &str) -> RunOptions {
+    /// Options from the words of a line.
+    pub(crate) fn options(line: &str) -> RunOptions {
         let words = ["porthole", "run"]
             .into_iter()
             .chain(line.split_whitespace());

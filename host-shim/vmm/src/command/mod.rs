@@ -4,6 +4,7 @@ mod audit;
 mod info;
 mod list;
 mod log;
+mod manual;
 mod run;
 mod stats;
 
@@ -48,6 +49,12 @@ pub enum CommandError {
     /// Options that do not go together.
     #[error(transparent)]
     Options(#[from] crate::cli::run::OptionsError),
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] crate::cli::config::ConfigError),
+    /// No such page.
+    #[error("there is no subcommand '{0}'; see porthole --help")]
+    NoTopic(String),
     /// A device that this build cannot make.
     #[error("--{0}: this build has no such device; leave it out")]
     NoDeviceModel(&'static str),
@@ -78,6 +85,8 @@ pub fn execute(cli: &Cli) -> Result<u8, CommandError> {
         Command::Audit(args) => audit::audit(&open()?, args.json),
         Command::Log(args) => log::log(&open()?, args),
         Command::Stats(args) => stats::stats(&open()?, args.json),
+        Command::Completions { shell } => manual::completions(*shell),
+        Command::Man { topic } => manual::page(topic.as_deref()),
     }
 }
 

@@ -9,7 +9,7 @@ use signal_hook::iterator::Signals;
 
 use super::{CommandError, print};
 use crate::boot::plan::Plan;
-use crate::cli::{RunArgs, RunOptions, Sink};
+use crate::cli::{RunArgs, RunOptions, Sink, config};
 use crate::device::input::{Keyboard, RawTerminal};
 use crate::end::End;
 use crate::machine::Machine;
@@ -20,7 +20,9 @@ pub(super) fn run(
     options: &RunOptions,
     open: impl FnOnce() -> Result<System, CommandError>,
 ) -> Result<u8, CommandError> {
-    let args = &options.clone().resolve()?;
+    let file = options.config.as_deref().map(config::read).transpose()?;
+    let options = options.clone().before(file.unwrap_or_default());
+    let args = &options.resolve()?;
     device_models(args)?;
     // The files first: their errors need no hypervisor.
     let plan = Plan::new(&args.kernel, args.initrd.as_deref(), args.mem.0)?;
