@@ -23,6 +23,8 @@ pub enum RegionKind {
     GicRedistributors = 4,
     /// The GICv2m frame, 4 KiB, through which MSIs arrive as SPIs.
     GicV2m = 5,
+    /// RAM of an unprotected VM: windows that the guest may execute from. Never beside [`Self::Ram`].
+    OpenRam = 6,
 }
 
 impl RegionKind {
@@ -34,15 +36,19 @@ impl RegionKind {
             3 => Some(Self::GicDistributor),
             4 => Some(Self::GicRedistributors),
             5 => Some(Self::GicV2m),
+            6 => Some(Self::OpenRam),
             _ => None,
         }
     }
 }
 
 bitflags! {
-    /// Policy of a VM; part of its measurement. No bit is defined yet: all must be zero.
+    /// Policy of a VM, fixed when it is created; part of its measurement.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct VmFlags: u64 {}
+    pub struct VmFlags: u64 {
+        /// The VM has no private memory: its RAM is [`RegionKind::OpenRam`], which the host reaches too.
+        const UNPROTECTED = 1 << 0;
+    }
 
     /// Form of a window.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

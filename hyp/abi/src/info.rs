@@ -20,6 +20,8 @@ bitflags! {
         const LOG_UART = 1 << 3;
         /// Built with debug assertions.
         const DEBUG_BUILD = 1 << 4;
+        /// In `GUEST_FEATURES` only: the VM that asks has no private memory.
+        const UNPROTECTED = 1 << 5;
     }
 }
 

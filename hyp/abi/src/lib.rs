@@ -30,6 +30,10 @@ pub const PAGE_SHIFT: u32 = 12;
 pub const DONATE_PAGES_MAX: u64 = 512;
 /// Most pages of one window: 16 MiB.
 pub const WINDOW_PAGES_MAX: u64 = 4096;
+/// Most pages of one window in a region of [`RegionKind::OpenRam`]: 64 MiB.
+pub const OPEN_WINDOW_PAGES_MAX: u64 = 16384;
+/// Most pages that one `PAGE_INFO` counts: 64 MiB.
+pub const PAGE_RUN_MAX: u64 = 16384;
 /// Most windows of one VM.
 pub const WINDOWS_MAX: usize = 32;
 /// Most VMs that live at once.

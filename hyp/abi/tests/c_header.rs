@@ -76,10 +76,9 @@ fn constants() -> BTreeMap<String, u64> {
     for (name, bit) in WindowFlags::all().iter_names() {
         put(format!("WINDOW_{name}"), bit.bits().into());
     }
-    assert!(
-        VmFlags::all().is_empty(),
-        "a flag of VmFlags is missing here"
-    );
+    for (name, bit) in VmFlags::all().iter_names() {
+        put(format!("VM_FLAG_{name}"), bit.bits());
+    }
     for (i, word) in UID.iter().enumerate() {
         put(format!("UID_{i}"), (*word).into());
     }
@@ -97,6 +96,8 @@ fn constants() -> BTreeMap<String, u64> {
         ("PAGE_SHIFT", PAGE_SHIFT.into()),
         ("DONATE_PAGES_MAX", DONATE_PAGES_MAX),
         ("WINDOW_PAGES_MAX", WINDOW_PAGES_MAX),
+        ("OPEN_WINDOW_PAGES_MAX", OPEN_WINDOW_PAGES_MAX),
+        ("PAGE_RUN_MAX", PAGE_RUN_MAX),
         ("WINDOWS_MAX", WINDOWS_MAX as u64),
         ("VMS_MAX", VMS_MAX as u64),
         ("VCPUS_MAX", VCPUS_MAX as u64),

@@ -12,7 +12,7 @@ mod tests;
 mod transfer;
 pub(crate) mod transit;
 
-use porthole_abi::{Error, PAGE_SIZE, PageOwner};
+use porthole_abi::{Error, PAGE_RUN_MAX, PAGE_SIZE, PageOwner};
 
 pub use audit::{AuditStep, Look};
 use transit::{Clean, Taken};
@@ -168,6 +168,16 @@ impl<'t> HostMemory<'t> {
     /// State of a page; `None` if it is not RAM.
     pub fn page_state(&self, pa: PhysAddr) -> Option<PageState> {
         self.inner.lock().tracker.state(pa)
+    }
+
+    /// State of a page, and how many pages from it on have its owner and its VM: at most [`PAGE_RUN_MAX`]. `None` if it
+    /// is not RAM, with the pages to the next RAM.
+    pub fn page_run(&self, pa: PhysAddr) -> (Option<PageState>, u64) {
+        let inner = self.inner.lock();
+        match inner.tracker.run(pa, PAGE_RUN_MAX) {
+            Some((state, run)) => (Some(state), run),
+            None => (None, inner.tracker.gap(pa)),
+        }
     }
 
     /// Pages of RAM by owner.

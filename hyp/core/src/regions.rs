@@ -3,7 +3,7 @@
 
 use arrayvec::ArrayVec;
 use porthole_abi::{
-    Error, GUEST_IPA_BITS, PAGE_SIZE, RegionDesc, RegionKind, VM_REGIONS_MAX, VmConfig,
+    Error, GUEST_IPA_BITS, PAGE_SIZE, RegionDesc, RegionKind, VM_REGIONS_MAX, VmConfig, VmFlags,
 };
 
 use crate::addr::{Ipa, IpaPages};
@@ -31,8 +31,9 @@ impl Regions {
     ///
     /// # Errors
     /// `ReservedNonZero` if a reserved field or an unused entry is not zero, else `BadRegions`: none, too
-    /// many, empty, unaligned, beyond [`GUEST_IPA_BITS`], an unknown kind, overlap, no RAM, a GIC region
-    /// twice or of another size than its kind has.
+    /// many, empty, unaligned, beyond [`GUEST_IPA_BITS`], an unknown kind, overlap, a GIC region twice or of
+    /// another size than its kind has; RAM missing, or open to the host in a protected VM, or private in an
+    /// unprotected one.
     pub fn new(config: &VmConfig) -> Result<Self, Error> {
         let count = usize::try_from(config.region_count).map_err(|_| Error::BadRegions)?;
         let (used, unused) = config
@@ -47,7 +48,10 @@ impl Regions {
         let mut regions: ArrayVec<Region, VM_REGIONS_MAX> = ArrayVec::new();
         for desc in used {
             let region = Self::region(desc, config.vcpus).ok_or(Error::BadRegions)?;
-            let single = !matches!(region.kind, RegionKind::Ram | RegionKind::Window);
+            let single = !matches!(
+                region.kind,
+                RegionKind::Ram | RegionKind::OpenRam | RegionKind::Window
+            );
             if regions.iter().any(|other| {
                 other.pages.overlaps(&region.pages) || (single && other.kind == region.kind)
             }) {
@@ -55,7 +59,10 @@ impl Regions {
             }
             regions.try_push(region).map_err(|_| Error::BadRegions)?;
         }
-        if !regions.iter().any(|r| r.kind == RegionKind::Ram) {
+        // A VM is one or the other as a whole and for life: no protected one has a region that a window opens.
+        let open = config.flags & VmFlags::UNPROTECTED.bits() != 0;
+        let has = |kind| regions.iter().any(|r| r.kind == kind);
+        if has(RegionKind::OpenRam) != open || has(RegionKind::Ram) == open {
             return Err(Error::BadRegions);
         }
         Ok(Self(regions))
@@ -68,7 +75,7 @@ impl Regions {
         }
         let pages = IpaPages::new(Ipa::new(desc.base), desc.size / PAGE_SIZE).ok()?;
         let size_fits = match kind {
-            RegionKind::Ram | RegionKind::Window => true,
+            RegionKind::Ram | RegionKind::OpenRam | RegionKind::Window => true,
             RegionKind::GicDistributor => pages.bytes() == GICD_SIZE,
             RegionKind::GicRedistributors => pages.bytes() == GICR_STRIDE * u64::from(vcpus),
             RegionKind::GicV2m => pages.count() == 1,
@@ -194,6 +201,27 @@ mod tests {
         let mut many = config(&[RAM]);
         many.region_count = 17;
         assert_eq!(Regions::new(&many), Err(Error::BadRegions));
+    }
+
+    #[test]
+    fn a02_ram_is_private_as_a_whole_or_open_as_a_whole() {
+        let open = (0x8000_0000, 0x10_0000, 6);
+        let far = (0x9000_0000, 0x10_0000, 6);
+        for (regions, flags, taken) in [
+            (vec![RAM], 0, true),
+            (vec![open], 0, false),
+            (vec![RAM, far], 0, false),
+            (vec![RAM], 1, false),
+            (vec![RAM, far], 1, false),
+            (vec![open], 1, true),
+            (vec![open, far], 1, true),
+        ] {
+            let mut config = config(&regions);
+            config.flags = flags;
+            let result = Regions::new(&config).err();
+            assert_eq!(result.is_none(), taken, "{regions:x?} {flags}");
+            assert!(matches!(result, None | Some(Error::BadRegions)));
+        }
     }
 
     #[test]

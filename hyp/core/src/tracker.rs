@@ -286,6 +286,27 @@ impl<'t> Tracker<'t> {
         self.index(pa).map(|i| self.entries[i].state())
     }
 
+    /// Pages from a page that is not RAM to the next RAM; 0 if none comes.
+    pub fn gap(&self, pa: PhysAddr) -> u64 {
+        let starts = self.ranges.iter().map(|r| r.pages.start().frame());
+        let next = starts.filter(|start| *start > pa.frame()).min();
+        next.map_or(0, |start| start - pa.frame())
+    }
+
+    /// State of a page, and how many pages from it on, `most` at most, have the same owner and VM.
+    pub fn run(&self, pa: PhysAddr, most: u64) -> Option<(PageState, u64)> {
+        let index = self.index(pa)?;
+        let (_, left) = self.run_at(index)?;
+        let first = self.state_at(index);
+        let same = |i: &usize| {
+            let state = self.state_at(*i);
+            (state.owner(), state.vm()) == (first.owner(), first.vm())
+        };
+        let limit = left.min(usize::try_from(most).unwrap_or(usize::MAX));
+        let count = (index..index + limit).take_while(same).count();
+        Some((first, count as u64))
+    }
+
     /// State of a page.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use crate::lock::{Mutex, RwLock};
 use porthole_abi::{
     ABI_VERSION, DONATE_PAGES_MAX, Error, Features, RegionKind, SPI_BASE, SPIS_MAX, VCPUS_MAX,
-    VMS_MAX, VmConfig, VmHandle, VmState,
+    VMS_MAX, VmConfig, VmFlags, VmHandle, VmState,
 };
 
 use crate::addr::{Ipa, IpaPages, PhysAddr, PhysPages};
@@ -105,7 +105,16 @@ impl AddressMap {
 
     /// Whether an instruction can be fetched there once there is a page.
     pub(crate) fn is_entry(&self, entry: Ipa) -> bool {
-        entry.is_aligned(4) && self.target(entry) == Target::Ram
+        let kind = self.regions.find(entry).map(|region| region.kind);
+        entry.is_aligned(4) && matches!(kind, Some(RegionKind::Ram | RegionKind::OpenRam))
+    }
+
+    /// The policy that the VM was created with.
+    pub(crate) fn flags(&self) -> VmFlags {
+        match self.regions.of_kind(RegionKind::OpenRam) {
+            Some(_) => VmFlags::UNPROTECTED,
+            None => VmFlags::empty(),
+        }
     }
 }
 
@@ -123,7 +132,7 @@ fn check(config: &VmConfig) -> Result<Checked, Error> {
     if major != ABI_VERSION >> 16 || minor > ABI_VERSION & 0xffff {
         return Err(Error::BadVersion);
     }
-    if config.flags != 0 || config.reserved != [0; 2] {
+    if VmFlags::from_bits(config.flags).is_none() || config.reserved != [0; 2] {
         return Err(Error::ReservedNonZero);
     }
     let vcpus = usize::try_from(config.vcpus)

@@ -2,13 +2,14 @@
 //! The pages behind a window stand in the guest's stage 2 and in the tracker: see `memory::sharing`.
 
 use porthole_abi::{
-    ABI_VERSION, Error, Extent, FunctionId, PAGE_SIZE, RegionKind, WINDOW_PAGES_MAX, WINDOWS_MAX,
-    WindowConfig, WindowFlags,
+    ABI_VERSION, Error, Extent, FunctionId, OPEN_WINDOW_PAGES_MAX, PAGE_SIZE, RegionKind,
+    WINDOW_PAGES_MAX, WINDOWS_MAX, WindowConfig, WindowFlags,
 };
 
 use crate::addr::{Ipa, IpaPages, PhysAddr, PhysPages};
 use crate::guest::Run;
 use crate::regions::Regions;
+use crate::stage2::MemoryType;
 use crate::tracker::WindowSlot;
 
 /// Last BAR of a function (PCI 3.0, 6.2.5).
@@ -59,6 +60,8 @@ impl Window {
 pub(crate) struct WindowRequest<'a> {
     /// The window as it will be if it is new.
     pub window: Window,
+    /// What it is to the guest: RAM to execute from in an unprotected VM's open RAM, else a window.
+    pub kind: MemoryType,
     extents: &'a [Extent],
 }
 
@@ -75,8 +78,7 @@ impl<'a> WindowRequest<'a> {
         }
         let flags = WindowFlags::from_bits(config.flags).ok_or(Error::ReservedNonZero)?;
         let bar = Self::check_bar(config, flags)?;
-        let pages = Self::check_range(config, &bar)?;
-        regions.inside(RegionKind::Window, &pages)?;
+        let (pages, kind) = Self::check_range(config, &bar, regions)?;
         let extents = Self::check_extents(config)?;
         let function = FunctionId(config.function);
         Ok(Self {
@@ -86,6 +88,7 @@ impl<'a> WindowRequest<'a> {
                 functions: 1 << function.function(),
                 bar,
             },
+            kind,
             extents,
         })
     }
@@ -110,7 +113,11 @@ impl<'a> WindowRequest<'a> {
         })
     }
 
-    fn check_range(config: &WindowConfig, bar: &BarRange) -> Result<IpaPages, Error> {
+    fn check_range(
+        config: &WindowConfig,
+        bar: &BarRange,
+        regions: &Regions,
+    ) -> Result<(IpaPages, MemoryType), Error> {
         if !config.length.is_multiple_of(PAGE_SIZE) || !bar.offset.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Unaligned);
         }
@@ -119,10 +126,15 @@ impl<'a> WindowRequest<'a> {
         if end.ok_or(Error::Overflow)? > bar.size {
             return Err(Error::OutsideBar);
         }
-        if pages.count() > WINDOW_PAGES_MAX {
+        let (region, kind, most) = match regions.inside(RegionKind::OpenRam, &pages) {
+            Ok(()) => (RegionKind::OpenRam, MemoryType::Ram, OPEN_WINDOW_PAGES_MAX),
+            Err(_) => (RegionKind::Window, MemoryType::Window, WINDOW_PAGES_MAX),
+        };
+        if pages.count() > most {
             return Err(Error::TooLarge);
         }
-        Ok(pages)
+        regions.inside(region, &pages)?;
+        Ok((pages, kind))
     }
 
     fn check_extents(config: &WindowConfig) -> Result<&[Extent], Error> {

@@ -158,7 +158,7 @@ impl<M: Machine> Hypervisor<M> {
         })
     }
 
-    fn call_vm_info(&self, slot: u64) -> Result<[u64; 7], Error> {
+    fn call_vm_info(&self, slot: u64) -> Result<[u64; 8], Error> {
         let index = usize::try_from(slot)
             .ok()
             .filter(|index| VmSlot::new(*index).is_some())
@@ -173,9 +173,10 @@ impl<M: Machine> Hypervisor<M> {
                 memory.windows().len() as u64,
                 vm.vcpu_count as u64,
                 memory.metadata_free(),
+                vm.map.flags().bits(),
             ]
         });
-        Ok(info.unwrap_or([0; 7]))
+        Ok(info.unwrap_or([0; 8]))
     }
 
     fn call_window_register(&self, pa: u64) -> Result<u64, Error> {
@@ -285,14 +286,15 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    fn call_page_info(&self, pa: u64) -> [u64; 2] {
-        let Some(state) = self.memory.page_state(PhysAddr::new(pa)) else {
-            return [PageOwner::None as u64, 0];
+    fn call_page_info(&self, pa: u64) -> [u64; 3] {
+        let (state, run) = self.memory.page_run(PhysAddr::new(pa));
+        let Some(state) = state else {
+            return [PageOwner::None as u64, 0, run];
         };
         // The slot's VM may be gone a moment later: this is a report, not a promise.
         let handle = state
             .vm()
             .and_then(|slot| self.slots.with_slot(slot.index(), |vm| vm.handle.0));
-        [state.owner() as u64, handle.unwrap_or(0)]
+        [state.owner() as u64, handle.unwrap_or(0), run]
     }
 }

@@ -7,6 +7,7 @@ mod faults;
 mod measure;
 mod psci;
 mod random;
+mod unprotected;
 
 use porthole_abi::{Error, HostFunction};
 

@@ -2,7 +2,7 @@
 //! First every frame of RAM against the host's tables, then every leaf of the host's tables, which must lead to its
 //! own address, then every leaf of every guest against the tracker.
 
-use porthole_abi::{Error, GUEST_IPA_BITS, PAGE_SHIFT, PAGE_SIZE, VMS_MAX};
+use porthole_abi::{Error, GUEST_IPA_BITS, PAGE_SHIFT, PAGE_SIZE, RegionKind, VMS_MAX};
 
 use super::{HostMemory, Inner};
 use crate::addr::{Ipa, PhysAddr};
@@ -234,11 +234,11 @@ impl Inner<'_> {
         let is_right = match self.tracker.state(pa) {
             Some(PageState::VmMemory(vm)) => vm == guest.slot && !host,
             Some(PageState::Window(vm, window)) => {
-                let covers = |w: &crate::window::Window| w.pages.contains(ipa);
-                vm == guest.slot
-                    && host
-                    && bits.contains(Bits::EXECUTE_NEVER)
-                    && guest.windows.get(window).is_some_and(covers)
+                let is_window = |w: &crate::window::Window| {
+                    let open = guest.regions.inside(RegionKind::OpenRam, &w.pages).is_ok();
+                    w.pages.contains(ipa) && bits.contains(Bits::EXECUTE_NEVER) != open
+                };
+                vm == guest.slot && host && guest.windows.get(window).is_some_and(is_window)
             }
             _ => false,
         };

@@ -9,8 +9,8 @@ use crate::addr::Ipa;
 use crate::guest::{GuestMemory, Run};
 use crate::hw::{Memory, Tlb};
 use crate::meta_pool::MetaSource;
+use crate::stage2::Reserve;
 use crate::stage2::plan::MapPlan;
-use crate::stage2::{MemoryType, Reserve};
 use crate::tracker::{PageState, WindowSlot};
 use crate::window::{Place, WindowRequest};
 
@@ -87,7 +87,7 @@ impl HostMemory<'_> {
                 run.ipa,
                 run.pages.start(),
                 run.pages.count(),
-                MemoryType::Window,
+                request.kind,
                 &mut reserve,
             );
         }

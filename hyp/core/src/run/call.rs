@@ -1,7 +1,9 @@
 //! HVC and SMC of a guest: SMCCC discovery, TRNG and the guest's own functions; PSCI is in `psci`.
 //! A call answers in x0 and, where it says so, in the registers after it; all others keep the guest's values.
 
-use porthole_abi::{ABI_VERSION, Error, GuestFunction, HVC_IMMEDIATE, RANGE_FAST64, RANGE_MASK};
+use porthole_abi::{
+    ABI_VERSION, Error, Features, GuestFunction, HVC_IMMEDIATE, RANGE_FAST64, RANGE_MASK, VmFlags,
+};
 
 use super::{Flow, RESUME, Run};
 use crate::host::discovery;
@@ -130,7 +132,10 @@ impl<M: Machine> Run<'_, M> {
     fn own_function(&mut self, function: GuestFunction) -> Result<(), Error> {
         match function {
             GuestFunction::GuestFeatures => {
-                self.return_values(&[u64::from(ABI_VERSION), self.hyp.features.bits()]);
+                let mut features = self.hyp.features;
+                let open = self.vm.map.flags().contains(VmFlags::UNPROTECTED);
+                features.set(Features::UNPROTECTED, open);
+                self.return_values(&[u64::from(ABI_VERSION), features.bits()]);
             }
             GuestFunction::WindowEnum => {
                 let start = usize::try_from(self.vcpu.context.x[1]).map_err(|_| Error::NoWindow)?;

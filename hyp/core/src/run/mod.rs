@@ -11,7 +11,7 @@ mod mmio;
 mod psci;
 mod sysreg;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;

@@ -85,7 +85,12 @@ fn play(
 }
 
 /// Makes one guest call and returns the registers after it.
-fn guest_call(host: &Host, vm: u64, vcpu: u64, x: &[u64]) -> ([u64; 31], (ExitKind, [u64; 3])) {
+pub(crate) fn guest_call(
+    host: &Host,
+    vm: u64,
+    vcpu: u64,
+    x: &[u64],
+) -> ([u64; 31], (ExitKind, [u64; 3])) {
     let x = x.to_vec();
     let after = std::sync::Arc::new(std::sync::Mutex::new([0u64; 31]));
     let to = after.clone();

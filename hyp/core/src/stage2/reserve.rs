@@ -7,9 +7,9 @@ use porthole_abi::Error;
 use crate::addr::PhysAddr;
 use crate::hw::Memory;
 
-/// Most tables that one change takes or frees: 16 MiB of window crosses at most 9 level-3 and 2 level-2
-/// tables; a donation at most 2 and 2.
-pub const TABLES_MAX: usize = 16;
+/// Most tables that one change takes or frees: 64 MiB of open RAM cross at most 33 level-3 and 2 level-2
+/// tables, 16 MiB of window 9 and 2, a donation 2 and 2.
+pub const TABLES_MAX: usize = 36;
 
 /// Table pages, zeroed.
 pub trait TableSource {

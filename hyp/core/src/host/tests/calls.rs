@@ -377,6 +377,14 @@ fn reports_refuse_what_they_do_not_know() {
         &[u64::MAX],
         Error::InvalidParameter,
     );
+    let run = |pa| host.call(HostFunction::PageInfo, &[pa]).unwrap()[3];
+    assert_eq!(run(0), Host::RAM / PAGE_SIZE);
+    assert_eq!(run(Host::RAM - 1), 1);
+    assert_eq!(run(Host::RAM + Host::RAM_BYTES), 0);
+    assert_eq!(run(u64::MAX), 0);
+    assert_eq!(run(Host::RAM), Host::HYP_BYTES / PAGE_SIZE);
+    assert_eq!(run(Host::RAM + Host::HYP_BYTES - 1), 1);
+    assert_eq!(run(Host::RAM + Host::RAM_BYTES - 0x2000), 2);
     let info = |pa| host.call(HostFunction::PageInfo, &[pa]).unwrap()[1..3].to_vec();
     assert_eq!(info(0), [PageOwner::None as u64, 0]);
     assert_eq!(info(u64::MAX), [PageOwner::None as u64, 0]);

@@ -35,7 +35,7 @@ fn a_configuration_is_checked_whole() {
     no_vm(host, Error::BadVersion, |c| c.version += 1 << 16);
     no_vm(host, Error::BadVersion, |c| c.version += 1);
     no_vm(host, Error::BadVersion, |c| c.version = 0);
-    no_vm(host, Error::ReservedNonZero, |c| c.flags = 1);
+    no_vm(host, Error::ReservedNonZero, |c| c.flags = 2);
     no_vm(host, Error::ReservedNonZero, |c| c.flags = 1 << 63);
     no_vm(host, Error::ReservedNonZero, |c| c.reserved[1] = 1);
     no_vm(host, Error::ReservedNonZero, |c| c.regions[0].reserved = 1);
