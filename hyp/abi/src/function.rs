@@ -97,6 +97,14 @@ functions! {
         LogRead = 0x152,
         /// (PA) -> x1 `PageOwner`, x2 VM handle or 0.
         PageInfo = 0x153,
+        /// (`FunctionId`, PA, pages): the function's DMA reaches these pages of the host only.
+        DmaConfine = 0x160,
+        /// (`FunctionId`): the function's DMA reaches what the host reaches again.
+        DmaRelease = 0x161,
+        /// (index) -> x1 `DmaRecord`. Confined: x2 `FunctionId`, x3 PA, x4 pages. Faults: x2 `FunctionId` or
+        /// `NO_ADDRESS`, x3 SMMU in 63:32 and StreamID in 31:0, x4 how many, of the last one x5 address or
+        /// `NO_ADDRESS` and x6 SMMUv3 event number in 7:0, bit 8 for a write.
+        DmaInfo = 0x162,
     }
 }
 

@@ -165,8 +165,22 @@ numbered! {
         PagesDonated = 8,
         /// Pages reclaimed and scrubbed since boot (index 0).
         PagesReclaimed = 9,
-        /// Host stage-2 table pages in use (index 0).
+        /// Pages in use as stage-2 tables of the host and its devices (index 0).
         HostTables = 10,
+        /// Accesses of devices that an SMMU refused, since boot (index 0).
+        DmaFaults = 11,
+    }
+}
+
+numbered! {
+    /// What `DMA_INFO` tells at an index.
+    DmaRecord {
+        /// Nothing yet.
+        Free = 0,
+        /// A confined function; indices below `DMA_CONFINED_MAX`.
+        Confined = 1,
+        /// Refused accesses of one device; the `DMA_SOURCES_MAX` indices behind.
+        Faults = 2,
     }
 }
 

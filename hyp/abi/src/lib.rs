@@ -20,7 +20,9 @@ pub use function::{
     ABI_VERSION, CALL_COUNT, CALL_REVISION, CALL_UID, GuestFunction, HVC_IMMEDIATE, HostFunction,
     RANGE_FAST32, RANGE_FAST64, RANGE_MASK, UID,
 };
-pub use info::{Features, FunctionId, NO_ADDRESS, PageOwner, StatKind, VmHandle, VmState};
+pub use info::{
+    DmaRecord, Features, FunctionId, NO_ADDRESS, PageOwner, StatKind, VmHandle, VmState,
+};
 
 /// Bytes in a page. Porthole knows the 4 KiB granule only.
 pub const PAGE_SIZE: u64 = 4096;
@@ -48,5 +50,11 @@ pub const SPI_BASE: u32 = 32;
 pub const SPIS_MAX: u32 = 224;
 /// Pages of physically contiguous metadata that one vCPU takes.
 pub const VCPU_META_PAGES: u64 = 1;
+/// Most pages that a device is confined to: 64 MiB.
+pub const DMA_PAGES_MAX: u64 = 16384;
+/// Most devices that are confined at once.
+pub const DMA_CONFINED_MAX: usize = 16;
+/// Most devices whose refused accesses are counted apart.
+pub const DMA_SOURCES_MAX: usize = 16;
 /// Bytes that one `LOG_READ` returns, in x3 to x17.
 pub const LOG_CHUNK: usize = 120;

@@ -62,6 +62,9 @@ fn constants() -> BTreeMap<String, u64> {
     for s in StatKind::ALL {
         put(format!("STAT_{}", shout(s.name())), *s as u64);
     }
+    for r in DmaRecord::ALL {
+        put(format!("DMA_{}", shout(r.name())), *r as u64);
+    }
     for kind in (0..=u16::MAX).filter_map(|n| RegionKind::from_number(n.into())) {
         // "GICv2m" is one word and a version.
         let name = match kind {
@@ -105,6 +108,9 @@ fn constants() -> BTreeMap<String, u64> {
         ("SPI_BASE", SPI_BASE.into()),
         ("SPIS_MAX", SPIS_MAX.into()),
         ("VCPU_META_PAGES", VCPU_META_PAGES),
+        ("DMA_PAGES_MAX", DMA_PAGES_MAX),
+        ("DMA_CONFINED_MAX", DMA_CONFINED_MAX as u64),
+        ("DMA_SOURCES_MAX", DMA_SOURCES_MAX as u64),
         ("LOG_CHUNK", LOG_CHUNK as u64),
         ("VM_REGIONS_MAX", VM_REGIONS_MAX as u64),
         ("WINDOW_EXTENTS_MAX", WINDOW_EXTENTS_MAX as u64),

@@ -69,7 +69,7 @@ address!(
 );
 
 /// A non-empty run of whole pages that does not wrap. `A` is [`PhysAddr`] or [`Ipa`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Pages<A> {
     start: A,
     count: u64,

@@ -4,7 +4,7 @@
 use porthole_abi::{Error, PAGE_SIZE, RegionKind};
 
 use crate::addr::{Ipa, IpaPages, PhysAddr, PhysPages};
-use crate::hw::{Memory, Tlb};
+use crate::hw::{Dma, Memory, Tlb};
 use crate::memory::transit::ForGuest;
 use crate::meta_pool::{MetaPool, MetaSource};
 use crate::regions::Regions;
@@ -135,7 +135,7 @@ impl GuestMemory {
     }
 
     /// Maps pages in transit as private memory, as planned.
-    pub(crate) fn accept<M: Memory + Tlb>(
+    pub(crate) fn accept<M: Memory + Tlb + Dma>(
         &mut self,
         machine: &M,
         pages: impl ForGuest,
@@ -148,7 +148,7 @@ impl GuestMemory {
             ipa,
             pages.start(),
             pages.count(),
-            MemoryType::Ram,
+            Some(MemoryType::Ram),
             &mut reserve,
         );
         self.memory_pages += pages.count();

@@ -9,11 +9,13 @@ use porthole_abi::Features;
 use thiserror::Error;
 
 use crate::addr::{PhysAddr, PhysPages};
+use crate::host::dma::Faults;
 use crate::host::psci::{ArchCalls, HostCpu};
 use crate::hw::{Machine, SysReg};
+use crate::lock::Mutex;
 use crate::log_ring::LogRing;
 use crate::memory::{HostMemory, MemoryConfig};
-use crate::stage2::{BlockChange, Regime};
+use crate::stage2::Regime;
 use crate::stats::Stats;
 use crate::tracker::{PageEntry, RAM_RANGES_MAX};
 use crate::vm::Slots;
@@ -44,10 +46,10 @@ pub struct BootConfig<'a, M: Machine> {
     pub host_root: PhysAddr,
     /// Root of the map that the host's devices have, if there is an SMMU: as `host_root`.
     pub dma_root: Option<PhysAddr>,
-    /// Pages that devices write message-signalled interrupts to (GITS_TRANSLATER): a confined device reaches them
-    /// beside its region.
+    /// Pages outside RAM that devices write message-signalled interrupts to (GITS_TRANSLATER), ascending, at most
+    /// [`DOORBELLS_MAX`](crate::memory::DOORBELLS_MAX): a confined device reaches them beside its region.
     pub doorbells: &'a [PhysAddr],
-    /// What the machine offers.
+    /// What the machine offers. DMA is isolated only with a `dma_root`, and only otherwise is it unsafe.
     pub features: Features,
     /// Where VMs are kept: a static of the binary, since it is too large for a boot stack.
     pub slots: &'static Slots<M>,
@@ -89,7 +91,7 @@ pub enum HostFaultAction {
 /// Porthole. One lives in a static of the binary; every CPU calls it.
 ///
 /// Lock order: VM slot, vCPU, the VM's tables, then the memory lock. The lock of a VM's interrupt controller,
-/// that of a host CPU's power and that of a vCPU's power are leaves.
+/// that of a host CPU's power, that of a vCPU's power and that of the DMA faults are leaves.
 pub struct Hypervisor<M: Machine> {
     pub(crate) machine: M,
     pub(crate) memory: HostMemory<'static>,
@@ -103,6 +105,7 @@ pub struct Hypervisor<M: Machine> {
     pub(crate) halting: AtomicBool,
     pub(crate) log: &'static LogRing,
     pub(crate) stats: Stats,
+    pub(crate) dma_faults: Mutex<Faults>,
 }
 
 impl<M: Machine> Hypervisor<M> {
@@ -120,6 +123,13 @@ impl<M: Machine> Hypervisor<M> {
             cpus.try_push(HostCpu::new(info.mpidr, index == boot_cpu))
                 .map_err(|_| BootError::Cpus)?;
         }
+        let mut features = config.features;
+        if config.dma_root.is_none() {
+            features.remove(Features::DMA_ISOLATED);
+        }
+        if features.contains(Features::DMA_ISOLATED) {
+            features.remove(Features::UNSAFE_DMA);
+        }
         let memory = HostMemory::new(
             &machine,
             &MemoryConfig {
@@ -128,7 +138,8 @@ impl<M: Machine> Hypervisor<M> {
                 hidden: config.hidden,
                 host_root: config.host_root,
                 pa_range: (machine.id_register(ID_AA64MMFR0) & 15) as u8,
-                block_change: BlockChange::BreakFirst,
+                dma_root: config.dma_root,
+                doorbells: config.doorbells,
             },
             config.tracker,
         )
@@ -139,12 +150,13 @@ impl<M: Machine> Hypervisor<M> {
             memory,
             slots: config.slots,
             cpus,
-            features: config.features,
+            features,
             hyp: config.hyp,
             ram: config.ram.iter().copied().take(RAM_RANGES_MAX).collect(),
             halting: AtomicBool::new(false),
             log: config.log,
             stats: Stats::new(),
+            dma_faults: Mutex::default(),
         })
     }
 

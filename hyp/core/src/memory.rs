@@ -5,6 +5,7 @@
 //! Lock order: VM slot, vCPU, the VM's tables ([`crate::guest::GuestMemory`]), then the memory lock, a leaf.
 
 pub mod audit;
+mod confine;
 mod pins;
 mod sharing;
 #[cfg(test)]
@@ -12,17 +13,18 @@ mod tests;
 mod transfer;
 pub(crate) mod transit;
 
+use arrayvec::ArrayVec;
 use porthole_abi::{Error, PAGE_RUN_MAX, PAGE_SIZE, PageOwner};
 
 pub use audit::{AuditStep, Look};
+use confine::Confined;
+pub use confine::DOORBELLS_MAX;
 use transit::{Clean, Taken};
 
 use crate::addr::{Ipa, PhysAddr, PhysPages};
-use crate::hw::{Memory, Tlb, Vmid};
+use crate::hw::{Dma, Memory, Tlb, Vmid};
 use crate::stage2::plan::{MapPlan, unmap_tables};
-use crate::stage2::{
-    BlockChange, Geometry, Lookup, MemoryType, PaRange, PoolSource, Regime, Reserve, Stage2,
-};
+use crate::stage2::{Geometry, Lookup, MemoryType, PaRange, PoolSource, Regime, Reserve, Stage2};
 use crate::tracker::{PageEntry, PageState, Tracker, VmSlot};
 
 /// What the machine looks like at boot.
@@ -38,8 +40,10 @@ pub struct MemoryConfig<'a> {
     pub host_root: PhysAddr,
     /// ID_AA64MMFR0_EL1.PARange.
     pub pa_range: u8,
-    /// How blocks of the host's map are split and joined.
-    pub block_change: BlockChange,
+    /// Root of the mirror that devices walk, if there is an SMMU: as `host_root`, and apart from it.
+    pub dma_root: Option<PhysAddr>,
+    /// Pages outside RAM, ascending, that a confined device reaches beside its region.
+    pub doorbells: &'a [PhysAddr],
 }
 
 /// What becomes of the content of donated pages.
@@ -67,16 +71,27 @@ pub struct HostMemory<'t> {
     inner: crate::lock::Mutex<Inner<'t>>,
     regime: Regime,
     pa_range: PaRange,
+    confined: crate::lock::Mutex<Confined>,
+    doorbells: ArrayVec<PhysAddr, DOORBELLS_MAX>,
 }
 
 impl MemoryConfig<'_> {
     fn check(&self, geometry: Geometry) -> Result<(), Error> {
         let root = PhysPages::new(self.host_root, 2)?;
+        let dma_root = self.dma_root.map(|at| PhysPages::new(at, 2)).transpose()?;
+        let is_root =
+            |root: &PhysPages| self.hyp.covers(root) && root.start().is_aligned(2 * PAGE_SIZE);
+        let is_doorbell = |at: &PhysAddr| {
+            at.is_aligned(PAGE_SIZE) && !self.ram.iter().any(|ram| ram.contains(*at))
+        };
         let in_reach = |pages: &PhysPages| pages.end().raw() <= geometry.end();
         let is_sound = self.ram.iter().all(in_reach)
             && self.ram.iter().any(|ram| ram.covers(&self.hyp))
-            && self.hyp.covers(&root)
-            && self.host_root.is_aligned(2 * PAGE_SIZE)
+            && is_root(&root)
+            && dma_root.is_none_or(|dma| is_root(&dma) && !dma.overlaps(&root))
+            && self.doorbells.len() <= DOORBELLS_MAX
+            && self.doorbells.is_sorted_by(|a, b| a < b)
+            && self.doorbells.iter().all(is_doorbell)
             && !self
                 .hidden
                 .iter()
@@ -115,7 +130,7 @@ impl<'t> HostMemory<'t> {
     /// # Errors
     /// `NoMemory` for tables; `InvalidParameter`, `Unaligned`, `TooLarge` or `Empty` for a configuration that
     /// contradicts itself.
-    pub fn new<M: Memory + Tlb>(
+    pub fn new<M: Memory + Tlb + Dma>(
         machine: &M,
         config: &MemoryConfig<'_>,
         tracker: &'t mut [PageEntry],
@@ -125,17 +140,21 @@ impl<'t> HostMemory<'t> {
         config.check(geometry)?;
         let mut inner = Inner {
             tracker: Tracker::new(config.ram, tracker)?,
-            stage2: Stage2::new(config.host_root, geometry, Vmid::HOST, config.block_change),
+            stage2: Stage2::new(config.host_root, geometry, Vmid::HOST),
             tables: 0,
             donated: 0,
             reclaimed: 0,
         };
+        if let Some(root) = config.dma_root {
+            inner.stage2 = inner.stage2.mirrored(root, machine.dma_in_place());
+        }
         let mut at = PhysAddr::new(0);
         while at.raw() < geometry.end() {
             let edge = config.next_edge(at, geometry.end());
             if let Some(kind) = config.host_type(at) {
                 let pages = PhysPages::new(at, (edge - at.raw()) / PAGE_SIZE)?;
-                inner.map(machine, &pages, kind)?;
+                inner.prepare(machine, &pages)?;
+                inner.map(machine, &pages, kind);
                 if kind == MemoryType::Ram {
                     inner.tracker.set_range(&pages, PageState::Host);
                 }
@@ -143,10 +162,20 @@ impl<'t> HostMemory<'t> {
             at = PhysAddr::new(edge);
         }
         machine.flush_vmid(Vmid::HOST);
+        if let Some(regime) = inner.stage2.dma_regime() {
+            machine.dma_start(regime);
+        }
         Ok(Self {
             regime: inner.stage2.regime(),
             inner: crate::lock::Mutex::new(inner),
             pa_range,
+            confined: crate::lock::Mutex::default(),
+            doorbells: config
+                .doorbells
+                .iter()
+                .copied()
+                .take(DOORBELLS_MAX)
+                .collect(),
         })
     }
 
@@ -232,12 +261,14 @@ impl<'t> HostMemory<'t> {
 }
 
 impl Inner<'_> {
-    /// Maps a range of the host's by identity and joins what becomes whole.
-    fn map<M: Memory + Tlb>(
+    /// Makes the tables that a range of the host's needs to be mapped by identity, and keeps them.
+    ///
+    /// # Errors
+    /// `NoMemory`, `AlreadyMapped`, `OutsideRegion`; nothing has changed then.
+    fn prepare<M: Memory + Tlb + Dma>(
         &mut self,
         machine: &M,
         pages: &PhysPages,
-        kind: MemoryType,
     ) -> Result<(), Error> {
         let Self { stage2, tables, .. } = self;
         let mut pool = PoolSource {
@@ -248,16 +279,28 @@ impl Inner<'_> {
         let mut plan = MapPlan::default();
         plan.add(machine, stage2, ipa, pa, count)?;
         let mut reserve = Reserve::fill(plan.tables(), &mut pool)?;
-        stage2.map(machine, ipa, pa, count, kind, &mut reserve);
+        stage2.map(machine, ipa, pa, count, None, &mut reserve);
         reserve.release(&mut pool);
-        stage2.join(machine, ipa, &mut pool);
-        let last = Ipa::new(pages.end().raw() - PAGE_SIZE);
-        stage2.join(machine, last, &mut pool);
         Ok(())
     }
 
+    /// Maps a range after [`Self::prepare`] and joins what becomes whole.
+    fn map<M: Memory + Tlb + Dma>(&mut self, machine: &M, pages: &PhysPages, kind: MemoryType) {
+        let Self { stage2, tables, .. } = self;
+        let mut pool = PoolSource {
+            machine,
+            used: tables,
+        };
+        let (ipa, pa, count) = (Ipa::new(pages.start().raw()), pages.start(), pages.count());
+        let mut none = Reserve::default();
+        stage2.map(machine, ipa, pa, count, Some(kind), &mut none);
+        stage2.join(machine, ipa, &mut pool);
+        let last = Ipa::new(pages.end().raw() - PAGE_SIZE);
+        stage2.join(machine, last, &mut pool);
+    }
+
     /// Takes pages of the host: unmapped, flushed, recorded as what they are now.
-    fn take<M: Memory + Tlb>(
+    fn take<M: Memory + Tlb + Dma>(
         &mut self,
         machine: &M,
         pages: PhysPages,
@@ -278,8 +321,14 @@ impl Inner<'_> {
         Ok(Taken::new(pages))
     }
 
-    /// Checks that pages belong to a VM that is retired, and counts those that were its memory.
-    fn retired_pages(&self, vm: VmSlot, pages: PhysPages) -> Result<(Taken, u64), Error> {
+    /// Checks that pages belong to a VM that is retired, counts those that were its memory, and makes sure that
+    /// [`Self::give`] will find the host's tables.
+    fn retired_pages<M: Memory + Tlb + Dma>(
+        &mut self,
+        machine: &M,
+        vm: VmSlot,
+        pages: PhysPages,
+    ) -> Result<(Taken, u64), Error> {
         let mut memory = 0;
         self.tracker.check_range(&pages, |state| match state {
             PageState::VmMemory(owner) if owner == vm => {
@@ -289,14 +338,14 @@ impl Inner<'_> {
             PageState::VmMetadata(owner) if owner == vm => Ok(()),
             _ => Err(Error::NotVmOwned),
         })?;
+        self.prepare(machine, &pages)?;
         Ok((Taken::new(pages), memory))
     }
 
-    /// Gives pages to the host.
-    fn give<M: Memory + Tlb>(&mut self, machine: &M, pages: Clean) -> Result<(), Error> {
+    /// Gives pages to the host, for which [`Self::prepare`] was called.
+    fn give<M: Memory + Tlb + Dma>(&mut self, machine: &M, pages: Clean) {
         let pages = pages.pages();
-        self.map(machine, &pages, MemoryType::Ram)?;
+        self.map(machine, &pages, MemoryType::Ram);
         self.tracker.set_range(&pages, PageState::Host);
-        Ok(())
     }
 }

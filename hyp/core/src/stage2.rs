@@ -5,6 +5,7 @@
 pub mod change;
 pub mod descriptor;
 pub mod geometry;
+mod mirror;
 pub mod plan;
 pub mod reserve;
 #[cfg(test)]
@@ -12,10 +13,10 @@ mod tests;
 
 use porthole_abi::PAGE_SIZE;
 
-pub use change::BlockChange;
 pub use descriptor::MemoryType;
 use descriptor::{Bits, Descriptor, Level, View};
 pub use geometry::{Geometry, PaRange, Regime};
+use mirror::Mirror;
 pub use reserve::{PoolSource, Reserve, TableSource};
 
 use crate::addr::{Ipa, PhysAddr};
@@ -35,7 +36,7 @@ pub struct Stage2 {
     live: bool,
     geometry: Geometry,
     vmid: Vmid,
-    change: BlockChange,
+    mirror: Option<Mirror>,
 }
 
 /// What stands at an address.
@@ -70,17 +71,21 @@ impl Entry {
     fn view(&self) -> View {
         self.descriptor.view(self.level)
     }
+
+    fn write<M: Memory>(&self, machine: &M, descriptor: Descriptor) {
+        machine.write_word(self.page, self.index, descriptor.raw());
+    }
 }
 
 impl Stage2 {
     /// Tables with this zeroed root: two pages, 8 KiB aligned, if the geometry has more than 512 entries.
-    pub const fn new(root: PhysAddr, geometry: Geometry, vmid: Vmid, change: BlockChange) -> Self {
+    pub const fn new(root: PhysAddr, geometry: Geometry, vmid: Vmid) -> Self {
         Self {
             root,
             live: true,
             geometry,
             vmid,
-            change,
+            mirror: None,
         }
     }
 
@@ -120,7 +125,11 @@ impl Stage2 {
 
     /// Walks to the entry for `ipa` at level `stop`, or to the leaf or empty entry above it.
     fn descend<M: Memory>(&self, machine: &M, ipa: Ipa, stop: Level) -> Entry {
-        let mut entry = self.entry_in(machine, self.root, Level::L1, ipa);
+        self.descend_from(machine, self.root, ipa, stop)
+    }
+
+    fn descend_from<M: Memory>(&self, machine: &M, root: PhysAddr, ipa: Ipa, stop: Level) -> Entry {
+        let mut entry = self.entry_in(machine, root, Level::L1, ipa);
         while entry.level < stop {
             let (View::Table(table), Some(next)) = (entry.view(), entry.level.next()) else {
                 break;
@@ -132,10 +141,14 @@ impl Stage2 {
 
     /// What stands at an address below [`Self::end`]; beyond it, and after [`Self::clear`], is one hole.
     pub fn lookup<M: Memory>(&self, machine: &M, ipa: Ipa) -> Lookup {
+        self.lookup_from(machine, self.root, ipa)
+    }
+
+    fn lookup_from<M: Memory>(&self, machine: &M, root: PhysAddr, ipa: Ipa) -> Lookup {
         if !self.live || ipa.raw() >= self.end() {
             return Lookup::Hole { end: u64::MAX };
         }
-        let entry = self.descend(machine, ipa, Level::L3);
+        let entry = self.descend_from(machine, root, ipa, Level::L3);
         let offset = ipa.raw() & (entry.level.span() - 1);
         let end = ipa.raw() - offset + entry.level.span();
         match entry.view() {

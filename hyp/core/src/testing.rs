@@ -40,8 +40,6 @@ pub struct FakeState {
     broken: BTreeSet<(u64, usize)>,
     /// The same for the SMMU.
     dma_broken: BTreeSet<(u64, usize)>,
-    /// Whether a valid entry may become another one without a break.
-    in_place: bool,
     violations: Vec<String>,
 }
 
@@ -137,11 +135,6 @@ impl FakeMachine {
         self.state().budget = allocations;
     }
 
-    /// Allows a valid entry to become another one without a break (`BlockChange::InPlace`).
-    pub fn allow_in_place(&self) {
-        self.state().in_place = true;
-    }
-
     /// Tells the fake of a regime, so that it can find its tables.
     pub fn watch(&self, regime: Regime) {
         let vmid = (regime.vttbr >> 48) as u16;
@@ -235,7 +228,7 @@ impl Memory for FakeMachine {
         let (was_valid, is_valid) = (old & 1 != 0, value & 1 != 0);
         let replaced = was_valid && is_valid && old != value;
         if replaced
-            && (!state.in_place && state.is_table(page, &state.regimes)
+            && (state.is_table(page, &state.regimes)
                 || !state.dma.in_place && state.is_table(page, &state.dma.regimes))
         {
             state.violation(format!(
@@ -243,9 +236,12 @@ impl Memory for FakeMachine {
             ));
         }
         if was_valid && !is_valid {
-            state.broken.insert((page, index));
-            if state.is_table(page, &state.dma.regimes) {
+            let devices = state.is_table(page, &state.dma.regimes);
+            if devices {
                 state.dma_broken.insert((page, index));
+            }
+            if !devices || state.is_table(page, &state.regimes) {
+                state.broken.insert((page, index));
             }
         } else if !was_valid
             && is_valid
@@ -254,6 +250,7 @@ impl Memory for FakeMachine {
             state.violation(format!("{page:#x}[{index}] made again before a flush"));
         }
         state.set_word(page, index, value);
+        state.check_kept();
     }
 
     fn scrub(&self, page: PhysAddr) {

@@ -75,6 +75,8 @@ pub enum PageState {
     Pinned(u16),
     /// Taken from the host for a table that hardware believes: EL2 and that hardware alone reach it.
     HwTable,
+    /// The host's, all that a confined device reaches; neither donated nor shared.
+    Confined,
 }
 
 impl PageState {
@@ -86,7 +88,7 @@ impl PageState {
             Self::VmMemory(_) => PageOwner::VmMemory,
             Self::VmMetadata(_) => PageOwner::VmMetadata,
             Self::Window(..) => PageOwner::Window,
-            Self::Pinned(_) => PageOwner::Pinned,
+            Self::Pinned(_) | Self::Confined => PageOwner::Pinned,
             Self::HwTable => PageOwner::HwTable,
         }
     }
@@ -95,13 +97,16 @@ impl PageState {
     pub const fn vm(self) -> Option<VmSlot> {
         match self {
             Self::VmMemory(vm) | Self::VmMetadata(vm) | Self::Window(vm, _) => Some(vm),
-            Self::Hyp | Self::Host | Self::Pinned(_) | Self::HwTable => None,
+            Self::Hyp | Self::Host | Self::Pinned(_) | Self::HwTable | Self::Confined => None,
         }
     }
 
     /// Whether the host's stage 2 maps the page.
     pub const fn host_reaches(self) -> bool {
-        matches!(self, Self::Host | Self::Window(..) | Self::Pinned(_))
+        matches!(
+            self,
+            Self::Host | Self::Window(..) | Self::Pinned(_) | Self::Confined
+        )
     }
 
     /// Why a page in this state cannot be taken from the host; `Ok` for the host's own.
@@ -112,7 +117,7 @@ impl PageState {
         match self {
             Self::Host => Ok(()),
             Self::Window(..) => Err(Error::PageIsWindow),
-            Self::Pinned(_) => Err(Error::PagePinned),
+            Self::Pinned(_) | Self::Confined => Err(Error::PagePinned),
             Self::Hyp | Self::VmMemory(_) | Self::VmMetadata(_) | Self::HwTable => {
                 Err(Error::NotHostOwned)
             }
@@ -160,6 +165,7 @@ impl PageEntry {
     const WINDOW: u32 = 4;
     const PINNED: u32 = 5;
     const HW_TABLE: u32 = 6;
+    const CONFINED: u32 = 7;
 
     /// Packs a state.
     pub const fn pack(state: PageState) -> Self {
@@ -173,6 +179,7 @@ impl PageEntry {
             }
             PageState::Pinned(pins) => Self::PINNED | (pins as u32) << 8,
             PageState::HwTable => Self::HW_TABLE,
+            PageState::Confined => Self::CONFINED,
         })
     }
 
@@ -187,6 +194,7 @@ impl PageEntry {
             (Self::WINDOW, Some(vm), Some(window)) => PageState::Window(vm, window),
             (Self::PINNED, ..) => PageState::Pinned((self.0 >> 8) as u16),
             (Self::HW_TABLE, ..) => PageState::HwTable,
+            (Self::CONFINED, ..) => PageState::Confined,
             _ => PageState::Hyp,
         }
     }
@@ -382,7 +390,12 @@ mod tests {
 
     #[test]
     fn every_state_survives_packing() {
-        let mut states = vec![PageState::Hyp, PageState::Host, PageState::HwTable];
+        let mut states = vec![
+            PageState::Hyp,
+            PageState::Host,
+            PageState::HwTable,
+            PageState::Confined,
+        ];
         states.extend([1, 2, 255, 256, u16::MAX].map(PageState::Pinned));
         for vm in (0..VMS_MAX).filter_map(VmSlot::new) {
             states.extend([PageState::VmMemory(vm), PageState::VmMetadata(vm)]);
@@ -397,7 +410,7 @@ mod tests {
 
     #[test]
     fn damaged_entries_belong_to_nobody_but_the_hypervisor() {
-        for raw in [7, 0xff, 0x4002, 0xff03, 0x20_0004, 0x4004] {
+        for raw in [8, 0xff, 0x4002, 0xff03, 0x20_0004, 0x4004] {
             assert_eq!(PageEntry(raw).state(), PageState::Hyp, "{raw:#x}");
         }
         assert_eq!(VmSlot::new(VMS_MAX), None);

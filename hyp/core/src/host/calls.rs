@@ -81,6 +81,9 @@ impl<M: Machine> Hypervisor<M> {
             HostFunction::ShareAudit => return_values(x, &self.call_audit(a1)?),
             HostFunction::Stats => return_values(x, &[self.call_stats(a1, a2)?]),
             HostFunction::LogRead => self.call_log_read(a1, x),
+            HostFunction::DmaConfine => self.call_dma_confine(a1, a2, a3)?,
+            HostFunction::DmaRelease => self.call_dma_release(a1)?,
+            HostFunction::DmaInfo => return_values(x, &self.call_dma_info(a1)?),
             HostFunction::PageInfo => return_values(x, &self.call_page_info(a1)),
         }
         Ok(())
@@ -274,10 +277,12 @@ impl<M: Machine> Hypervisor<M> {
             StatKind::PagesDonated => whole(self.memory.pages_donated()),
             StatKind::PagesReclaimed => whole(self.memory.pages_reclaimed()),
             StatKind::HostTables => whole(self.memory.host_tables()),
+            StatKind::DmaFaults => whole(self.dma_faults()),
         }
     }
 
     fn call_log_read(&self, position: u64, x: &mut [u64; 31]) {
+        self.poll_dma();
         let mut chunk = [0u8; LOG_CHUNK];
         let (first, bytes) = self.log.read(position, &mut chunk);
         return_values(x, &[first, bytes as u64]);

@@ -2,6 +2,7 @@
 //! Each call is an untrusted request: copied once, checked whole, then done or refused with nothing changed.
 
 mod calls;
+pub(crate) mod dma;
 pub mod psci;
 #[cfg(test)]
 mod tests;

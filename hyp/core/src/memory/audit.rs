@@ -1,8 +1,11 @@
 //! The share audit: tables against tracker, in bounded steps, without trusting any count.
-//! First every frame of RAM against the host's tables, then every leaf of the host's tables, which must lead to its
-//! own address, then every leaf of every guest against the tracker.
+//! First every frame of RAM against the host's tables, then the tables of confined devices against their regions, then
+//! every leaf of the host's tables, which must lead to its own address and which devices must see as well, then every
+//! leaf of every guest against the tracker.
 
-use porthole_abi::{Error, GUEST_IPA_BITS, PAGE_SHIFT, PAGE_SIZE, RegionKind, VMS_MAX};
+use porthole_abi::{
+    DMA_CONFINED_MAX, Error, GUEST_IPA_BITS, PAGE_SHIFT, PAGE_SIZE, RegionKind, VMS_MAX,
+};
 
 use super::{HostMemory, Inner};
 use crate::addr::{Ipa, PhysAddr};
@@ -16,6 +19,9 @@ use crate::tracker::{PageState, VmSlot};
 const PAGES_PER_STEP: usize = 16384;
 /// Table entries that one step looks at, at most.
 const ENTRIES_PER_STEP: usize = 4096;
+/// Table entries that the map of a confined device can have: one root, two level-2 and two level-3 tables for its
+/// region, one of each for a doorbell.
+pub(super) const CONFINED_ENTRIES_MAX: usize = (1 + 4 + 2 * super::DOORBELLS_MAX) * 512;
 
 /// Result of one step of a share audit; sums are of this step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,7 +42,7 @@ pub struct AuditStep {
 pub type Look<'a> = dyn FnMut(&GuestMemory) + 'a;
 
 impl AuditStep {
-    fn offend(&mut self, pa: PhysAddr) {
+    pub(super) fn offend(&mut self, pa: PhysAddr) {
         self.offender.get_or_insert(pa);
     }
 }
@@ -46,6 +52,8 @@ impl AuditStep {
 enum Cursor {
     /// At this index of the tracker.
     Frames(usize),
+    /// At the confined device in this slot.
+    Confined(usize),
     /// At this address of the host's tables.
     Host(Ipa),
     /// At this address of the VM in this slot.
@@ -54,6 +62,7 @@ enum Cursor {
 
 const GUEST_PHASE: u64 = 1 << 63;
 const HOST_PHASE: u64 = 1 << 62;
+const CONFINED_PHASE: u64 = 1 << 61;
 const SLOT_SHIFT: u32 = 32;
 const HOST_FRAME_MASK: u64 = (1 << (Geometry::BITS_MAX - PAGE_SHIFT)) - 1;
 const FRAME_MASK: u64 = (1 << (GUEST_IPA_BITS - PAGE_SHIFT)) - 1;
@@ -62,6 +71,13 @@ impl Cursor {
     fn decode(raw: u64) -> Result<Self, Error> {
         if raw & !HOST_PHASE <= HOST_FRAME_MASK && raw & HOST_PHASE != 0 {
             return Ok(Self::Host(Ipa::new((raw & HOST_FRAME_MASK) << PAGE_SHIFT)));
+        }
+        if raw & CONFINED_PHASE != 0 {
+            let slot = (raw & !CONFINED_PHASE) as usize;
+            let is_slot = slot < DMA_CONFINED_MAX;
+            return is_slot
+                .then_some(Self::Confined(slot))
+                .ok_or(Error::InvalidParameter);
         }
         if raw & GUEST_PHASE == 0 {
             let index = u32::try_from(raw).map_err(|_| Error::InvalidParameter)?;
@@ -78,6 +94,7 @@ impl Cursor {
     fn encode(self) -> u64 {
         match self {
             Self::Frames(index) => index as u64,
+            Self::Confined(slot) => CONFINED_PHASE | slot as u64,
             Self::Host(ipa) => HOST_PHASE | ipa.frame(),
             Self::Guest(slot, ipa) => GUEST_PHASE | (slot as u64) << SLOT_SHIFT | ipa.frame(),
         }
@@ -98,6 +115,18 @@ impl HostMemory<'_> {
     ) -> Result<AuditStep, Error> {
         let (first, mut ipa) = match Cursor::decode(cursor)? {
             Cursor::Frames(index) => return Ok(self.inner.lock().audit_frames(machine, index)),
+            Cursor::Confined(slot) => {
+                let next = match slot + 1 {
+                    DMA_CONFINED_MAX => Cursor::Host(Ipa::new(0)),
+                    after => Cursor::Confined(after),
+                };
+                let mut step = AuditStep {
+                    next: next.encode(),
+                    ..AuditStep::default()
+                };
+                self.audit_confined(machine, slot, &mut step);
+                return Ok(step);
+            }
             Cursor::Host(ipa) => return Ok(self.inner.lock().audit_host(machine, ipa)),
             Cursor::Guest(slot, ipa) => (slot, ipa),
         };
@@ -130,7 +159,7 @@ impl Inner<'_> {
     fn audit_frames<M: Memory>(&self, machine: &M, first: usize) -> AuditStep {
         let mut step = AuditStep {
             epoch: self.tracker.epoch(),
-            next: Cursor::Host(Ipa::new(0)).encode(),
+            next: Cursor::Confined(0).encode(),
             ..AuditStep::default()
         };
         let limit = first.saturating_add(PAGES_PER_STEP);
@@ -155,7 +184,8 @@ impl Inner<'_> {
         step
     }
 
-    /// Whatever the host's tables map, they map by identity: no page is reached behind the tracker's back.
+    /// Whatever the host's tables map, they map by identity, and its devices have the same map: no page is reached
+    /// behind the tracker's back.
     fn audit_host<M: Memory>(&self, machine: &M, first: Ipa) -> AuditStep {
         let mut step = AuditStep {
             epoch: self.tracker.epoch(),
@@ -169,7 +199,12 @@ impl Inner<'_> {
                 break;
             }
             entries += 1;
-            at = match self.stage2.lookup(machine, Ipa::new(at)) {
+            let host = self.stage2.lookup(machine, Ipa::new(at));
+            let device = self.stage2.dma_lookup(machine, Ipa::new(at));
+            if device.is_some_and(|device| device != host) {
+                step.offend(PhysAddr::new(at));
+            }
+            at = match host {
                 Lookup::Hole { end } => end,
                 Lookup::Mapped { pa, end, .. } => {
                     if pa.raw() != at {

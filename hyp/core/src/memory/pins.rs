@@ -6,7 +6,7 @@ use porthole_abi::Error;
 use super::HostMemory;
 use super::transit::Taken;
 use crate::addr::PhysPages;
-use crate::hw::{Memory, Tlb};
+use crate::hw::{Dma, Memory, Tlb};
 use crate::tracker::PageState;
 
 /// Most pages of one table: GITS_BASER names 256 pages of 64 KiB (Arm IHI 0069, 12.19.1).
@@ -54,7 +54,11 @@ impl HostMemory<'_> {
     /// # Errors
     /// `TooLarge` above [`TABLE_PAGES_MAX`]; `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`; `NoMemory` for
     /// host tables.
-    pub fn take_table<M: Memory + Tlb>(&self, machine: &M, pages: PhysPages) -> Result<(), Error> {
+    pub fn take_table<M: Memory + Tlb + Dma>(
+        &self,
+        machine: &M,
+        pages: PhysPages,
+    ) -> Result<(), Error> {
         bounded(&pages)?;
         let taken = self.inner.lock().take(machine, pages, PageState::HwTable)?;
         // The caller alone knows these pages: nobody gives them back meanwhile.
@@ -65,16 +69,23 @@ impl HostMemory<'_> {
     /// Gives pages of [`Self::take_table`], which no hardware uses any more, back to the host, zeroed.
     ///
     /// # Errors
-    /// `TooLarge`, `NotRam`; `NotHostOwned` if a page is no such page; `NoMemory` for host tables (the pages are
-    /// still taken then, though zeroed).
-    pub fn give_table<M: Memory + Tlb>(&self, machine: &M, pages: PhysPages) -> Result<(), Error> {
+    /// `TooLarge`, `NotRam`; `NotHostOwned` if a page is no such page; `NoMemory` for host tables.
+    pub fn give_table<M: Memory + Tlb + Dma>(
+        &self,
+        machine: &M,
+        pages: PhysPages,
+    ) -> Result<(), Error> {
         bounded(&pages)?;
-        self.inner.lock().tracker.check_range(&pages, |state| {
+        let mut inner = self.inner.lock();
+        inner.tracker.check_range(&pages, |state| {
             (state == PageState::HwTable)
                 .then_some(())
                 .ok_or(Error::NotHostOwned)
         })?;
+        inner.prepare(machine, &pages)?;
+        drop(inner);
         let clean = Taken::new(pages).scrub(machine);
-        self.inner.lock().give(machine, clean)
+        self.inner.lock().give(machine, clean);
+        Ok(())
     }
 }

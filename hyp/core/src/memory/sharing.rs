@@ -7,7 +7,7 @@ use porthole_abi::{Error, WindowConfig};
 use super::HostMemory;
 use crate::addr::Ipa;
 use crate::guest::{GuestMemory, Run};
-use crate::hw::{Memory, Tlb};
+use crate::hw::{Dma, Memory, Tlb};
 use crate::meta_pool::MetaSource;
 use crate::stage2::Reserve;
 use crate::stage2::plan::MapPlan;
@@ -24,7 +24,7 @@ impl HostMemory<'_> {
     /// # Errors
     /// `BadState` once the VM is dying; those of `WindowRequest::check`; `OutsideRegion`; `WindowOverlap`,
     /// `WindowForeign`; `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`; `NoSlot`, `NoMetadata`.
-    pub fn register_window<M: Memory + Tlb>(
+    pub fn register_window<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         guest: &mut GuestMemory,
@@ -44,7 +44,7 @@ impl HostMemory<'_> {
         }
     }
 
-    fn open_window<M: Memory + Tlb>(
+    fn open_window<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         guest: &mut GuestMemory,
@@ -87,7 +87,7 @@ impl HostMemory<'_> {
                 run.ipa,
                 run.pages.start(),
                 run.pages.count(),
-                request.kind,
+                Some(request.kind),
                 &mut reserve,
             );
         }
@@ -100,7 +100,7 @@ impl HostMemory<'_> {
     ///
     /// # Errors
     /// `NoWindow`; `BadFunction` if the function does not use the window.
-    pub fn unregister_window<M: Memory + Tlb>(
+    pub fn unregister_window<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         guest: &mut GuestMemory,
@@ -119,7 +119,7 @@ impl HostMemory<'_> {
 
     /// Removes a window: at most 16 MiB of pages. Batch by batch, pages are unmapped from the guest and
     /// flushed, then they are the host's alone.
-    fn close_window<M: Memory + Tlb>(
+    fn close_window<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         guest: &mut GuestMemory,
@@ -162,7 +162,11 @@ impl HostMemory<'_> {
     /// One bounded step of a VM's end; nothing of it runs any more or will. Returns the windows left; after 0
     /// no translation of the VM exists, its metadata is unused and its pages may be reclaimed. The caller has
     /// dropped everything placed in metadata pages before the first [`Self::reclaim`].
-    pub fn retire_step<M: Memory + Tlb>(&self, machine: &M, guest: &mut GuestMemory) -> usize {
+    pub fn retire_step<M: Memory + Tlb + Dma>(
+        &self,
+        machine: &M,
+        guest: &mut GuestMemory,
+    ) -> usize {
         if guest.is_retired() {
             return 0;
         }

@@ -7,10 +7,10 @@ use super::transit::{Clean, Taken};
 use super::{Content, HostMemory, Inner};
 use crate::addr::{Ipa, PhysPages};
 use crate::guest::GuestMemory;
-use crate::hw::{Memory, Tlb};
+use crate::hw::{Dma, Memory, Tlb};
 use crate::meta_pool::{MetaPool, MetaSource};
 use crate::regions::Regions;
-use crate::stage2::{BlockChange, Geometry, Stage2, TableSource};
+use crate::stage2::{Geometry, Stage2, TableSource};
 use crate::tracker::{PageState, VmSlot};
 use crate::window::WindowTable;
 
@@ -23,7 +23,7 @@ fn bounded(pages: &PhysPages) -> Result<(), Error> {
 
 impl Inner<'_> {
     /// Takes pages of the host for a VM.
-    fn donate<M: Memory + Tlb>(
+    fn donate<M: Memory + Tlb + Dma>(
         &mut self,
         machine: &M,
         pages: PhysPages,
@@ -42,7 +42,7 @@ impl HostMemory<'_> {
     /// # Errors
     /// `TooLarge` above `DONATE_PAGES_MAX` pages; `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`;
     /// `NoMemory` for host tables.
-    pub fn create_guest<M: Memory + Tlb>(
+    pub fn create_guest<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         slot: VmSlot,
@@ -63,7 +63,7 @@ impl HostMemory<'_> {
         Ok(GuestMemory {
             slot,
             regions,
-            stage2: Stage2::new(root, geometry, slot.vmid(), BlockChange::BreakFirst),
+            stage2: Stage2::new(root, geometry, slot.vmid()),
             meta,
             windows: WindowTable::default(),
             memory_pages: 0,
@@ -71,7 +71,7 @@ impl HostMemory<'_> {
         })
     }
 
-    fn take_metadata<M: Memory + Tlb>(
+    fn take_metadata<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         slot: VmSlot,
@@ -87,7 +87,7 @@ impl HostMemory<'_> {
     ///
     /// # Errors
     /// As [`Self::create_guest`]; `BadState` once the VM is dying.
-    pub fn donate_metadata<M: Memory + Tlb>(
+    pub fn donate_metadata<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         guest: &mut GuestMemory,
@@ -106,7 +106,7 @@ impl HostMemory<'_> {
     /// # Errors
     /// `TooLarge`; `Unaligned`, `Overflow`, `OutsideRegion`, `AlreadyMapped` for the address; page errors as
     /// above; `NoMetadata` for the guest's tables, `NoMemory` for the host's; `BadState` once the VM is dying.
-    pub fn donate<M: Memory + Tlb>(
+    pub fn donate<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         guest: &mut GuestMemory,
@@ -143,8 +143,8 @@ impl HostMemory<'_> {
     ///
     /// # Errors
     /// `BadState` before [`Self::retire_step`] returned 0; `TooLarge`; `NotRam`, `NotVmOwned`; `NoMemory` for
-    /// host tables (the pages are still the VM's then, though zeroed).
-    pub fn reclaim<M: Memory + Tlb>(
+    /// host tables.
+    pub fn reclaim<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
         guest: &mut GuestMemory,
@@ -154,12 +154,14 @@ impl HostMemory<'_> {
             return Err(Error::BadState);
         }
         bounded(&pages)?;
-        // Nobody else gives away this VM's pages while its table lock is held: what was checked stays true
-        // while the memory lock is free for the scrub.
-        let (taken, memory) = self.inner.lock().retired_pages(guest.slot, pages)?;
+        // Nobody else gives away this VM's pages while its table lock is held: what was checked, and the tables made
+        // for it, stay while the memory lock is free for the scrub.
+        let mut inner = self.inner.lock();
+        let (taken, memory) = inner.retired_pages(machine, guest.slot, pages)?;
+        drop(inner);
         let clean = taken.scrub(machine);
         let mut inner = self.inner.lock();
-        inner.give(machine, clean)?;
+        inner.give(machine, clean);
         inner.reclaimed += pages.count();
         drop(inner);
         guest.memory_pages -= memory;

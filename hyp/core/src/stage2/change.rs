@@ -10,86 +10,64 @@ use super::plan::chunks;
 use super::reserve::TABLES_MAX;
 use super::{ENTRIES, Entry, Reserve, Stage2, TableSource};
 use crate::addr::{Ipa, PhysAddr};
-use crate::hw::{Memory, Tlb};
-
-/// How a block becomes a table of the same mapping, and back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum BlockChange {
-    /// Break-before-make: invalid, flush, new entry. An access in the gap faults.
-    #[default]
-    BreakFirst,
-    /// The new entry replaces the old one, then flush. Only where every CPU and SMMU that walks the tables
-    /// has BBM level 2 without conflict aborts: devices, which cannot retry, then never see a gap.
-    InPlace,
-}
+use crate::hw::{Dma, Memory, Tlb};
 
 impl Stage2 {
-    fn write<M: Memory>(&self, machine: &M, entry: &Entry, descriptor: Descriptor) {
-        machine.write_word(entry.page, entry.index, descriptor.raw());
-    }
-
-    /// Replaces a valid entry that covers `base` by another valid one for the same addresses.
-    fn replace<M: Memory + Tlb>(&self, machine: &M, entry: &Entry, base: Ipa, new: Descriptor) {
-        let pages = entry.level.span() / PAGE_SIZE;
-        match self.change {
-            BlockChange::BreakFirst => {
-                self.write(machine, entry, Descriptor::INVALID);
-                machine.flush_range(self.vmid, base, pages);
-                self.write(machine, entry, new);
-                machine.sync();
-            }
-            BlockChange::InPlace => {
-                machine.sync();
-                self.write(machine, entry, new);
-                machine.flush_range(self.vmid, base, pages);
-            }
-        }
-    }
-
-    /// Maps a run that was planned with [`super::plan::MapPlan`], in the largest blocks that fit.
-    pub fn map<M: Memory + Tlb>(
+    /// Maps a run that was planned with [`super::plan::MapPlan`], in the largest blocks that fit. Without a kind it
+    /// maps nothing, but makes the tables and keeps them: mapping the same run then takes no page.
+    pub fn map<M: Memory + Tlb + Dma>(
         &mut self,
         machine: &M,
         ipa: Ipa,
         pa: PhysAddr,
         pages: u64,
-        kind: MemoryType,
+        kind: Option<MemoryType>,
         reserve: &mut Reserve,
     ) {
         for chunk in chunks(ipa, pa, pages) {
             let mut entry = self.descend(machine, chunk.ipa, chunk.level);
             while let (true, Some(next)) = (entry.level < chunk.level, entry.level.next()) {
-                let table = reserve.take();
+                let tables = self.take_tables(next, reserve);
                 // The table's zeros are visible before the entry that leads to them.
                 machine.sync();
-                self.write(machine, &entry, Descriptor::table(table));
-                entry = self.entry_in(machine, table, next, chunk.ipa);
+                let links = tables.map(Descriptor::table);
+                self.write(machine, &entry, chunk.ipa, links);
+                entry = self.entry_in(machine, tables[0], next, chunk.ipa);
             }
             debug_assert!(entry.descriptor.is_invalid(), "planned as free");
-            let leaf = Descriptor::leaf(chunk.level, chunk.pa, kind.bits());
-            self.write(machine, &entry, leaf);
+            let leaf = kind.map_or(Descriptor::PLACEHOLDER, |kind| {
+                Descriptor::leaf(chunk.level, chunk.pa, kind.bits())
+            });
+            self.write(machine, &entry, chunk.ipa, [leaf; 2]);
         }
         machine.sync();
     }
 
     /// Splits a block into a table of the next level that maps the same.
-    fn split<M: Memory + Tlb>(&self, machine: &M, entry: &Entry, ipa: Ipa, reserve: &mut Reserve) {
+    fn split<M: Memory + Tlb + Dma>(
+        &self,
+        machine: &M,
+        entry: &Entry,
+        ipa: Ipa,
+        reserve: &mut Reserve,
+    ) {
         let (View::Leaf(pa, bits), Some(next)) = (entry.view(), entry.level.next()) else {
             return;
         };
-        let table = reserve.take();
-        for index in 0..ENTRIES {
-            let part = PhysAddr::new(pa.raw() + index as u64 * next.span());
-            machine.write_word(table, index, Descriptor::leaf(next, part, bits).raw());
+        let tables = self.take_tables(next, reserve);
+        for table in tables.iter().take(self.cost(next)) {
+            for index in 0..ENTRIES {
+                let part = PhysAddr::new(pa.raw() + index as u64 * next.span());
+                machine.write_word(*table, index, Descriptor::leaf(next, part, bits).raw());
+            }
         }
         machine.sync();
-        let base = Ipa::new(ipa.raw() & !(entry.level.span() - 1));
-        self.replace(machine, entry, base, Descriptor::table(table));
+        self.replace(machine, entry, ipa, tables.map(Descriptor::table));
     }
 
     /// Unmaps a range, splitting the blocks at its ends with pages planned by
     /// [`super::plan::unmap_tables`]. On return no TLB knows the range and emptied tables are freed.
-    pub fn unmap<M: Memory + Tlb, S: TableSource>(
+    pub fn unmap<M: Memory + Tlb + Dma, S: TableSource>(
         &mut self,
         machine: &M,
         ipa: Ipa,
@@ -107,7 +85,7 @@ impl Stage2 {
             let next = base + entry.level.span();
             match entry.view() {
                 View::Leaf(..) if base >= start && next <= end => {
-                    self.write(machine, &entry, Descriptor::INVALID);
+                    self.write(machine, &entry, Ipa::new(at), [Descriptor::INVALID; 2]);
                     at = next;
                 }
                 View::Leaf(..) => self.split(machine, &entry, Ipa::new(at), reserve),
@@ -118,7 +96,7 @@ impl Stage2 {
                 self.prune(machine, Ipa::new(at.min(end) - PAGE_SIZE), &mut retired);
             }
         }
-        machine.flush_range(self.vmid, ipa, pages);
+        self.flush(machine, ipa, pages);
         for table in retired {
             source.free(table);
         }
@@ -138,27 +116,33 @@ impl Stage2 {
             };
             let is_empty = (0..ENTRIES).all(|i| machine.read_word(table, i) == 0);
             // A full list leaves an empty table linked, which is harmless.
-            if !is_empty || retired.try_push(table).is_err() {
+            let tables = self.tables_below(machine, &entry, ipa);
+            if !is_empty || retired.try_extend_from_slice(&tables).is_err() {
                 return;
             }
-            self.write(machine, &entry, Descriptor::INVALID);
+            self.write(machine, &entry, ipa, [Descriptor::INVALID; 2]);
         }
     }
 
     /// Empties the root for good: nothing is mapped any more and no TLB knows otherwise. The tables' pages are
     /// left to whoever owns them.
-    pub fn clear<M: Memory + Tlb>(&mut self, machine: &M) {
+    pub fn clear<M: Memory + Tlb + Dma>(&mut self, machine: &M) {
         for number in 0..self.geometry.root_entries() {
             let ipa = Ipa::new(number << Level::L1.shift());
             let entry = self.descend(machine, ipa, Level::L1);
-            self.write(machine, &entry, Descriptor::INVALID);
+            entry.write(machine, Descriptor::INVALID);
         }
         machine.flush_vmid(self.vmid);
         self.live = false;
     }
 
     /// Joins the tables on the way to `ipa` into blocks where they map one block's worth in order.
-    pub fn join<M: Memory + Tlb, S: TableSource>(&mut self, machine: &M, ipa: Ipa, source: &mut S) {
+    pub fn join<M: Memory + Tlb + Dma, S: TableSource>(
+        &mut self,
+        machine: &M,
+        ipa: Ipa,
+        source: &mut S,
+    ) {
         for above in [Level::L2, Level::L1] {
             let entry = self.descend(machine, ipa, above);
             let (View::Table(table), Some(below)) = (entry.view(), above.next()) else {
@@ -167,10 +151,27 @@ impl Stage2 {
             let Some(block) = Self::uniform(machine, table, below, above) else {
                 return;
             };
-            let base = Ipa::new(ipa.raw() & !(above.span() - 1));
-            self.replace(machine, &entry, base, block);
+            let tables = self.tables_below(machine, &entry, ipa);
+            self.replace(machine, &entry, ipa, [block; 2]);
+            tables.into_iter().for_each(|table| source.free(table));
+        }
+    }
+
+    /// Frees every table, the root's page included, of tables that no walker reads and no TLB knows any more.
+    pub fn dismantle<M: Memory, S: TableSource>(self, machine: &M, source: &mut S) {
+        let below = |page, level: Level| {
+            (0..ENTRIES).filter_map(move |index| {
+                match Descriptor::from_raw(machine.read_word(page, index)).view(level) {
+                    View::Table(table) => Some(table),
+                    View::Leaf(..) | View::Invalid => None,
+                }
+            })
+        };
+        for table in below(self.root, Level::L1) {
+            below(table, Level::L2).for_each(|lowest| source.free(lowest));
             source.free(table);
         }
+        source.free(self.root);
     }
 
     /// The block that maps the same as a table of level `below`, if there is one.

@@ -115,6 +115,9 @@ impl Descriptor {
     /// An entry that faults.
     pub const INVALID: Self = Self(0);
 
+    /// An entry that faults and keeps its table from being freed as empty: something is about to be mapped there.
+    pub const PLACEHOLDER: Self = Self(1 << 1);
+
     /// Wraps what stands in memory.
     pub const fn from_raw(raw: u64) -> Self {
         Self(raw)

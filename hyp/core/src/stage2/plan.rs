@@ -64,7 +64,7 @@ impl MapPlan {
         for chunk in chunks(ipa, pa, pages) {
             let entry = tables.descend(machine, chunk.ipa, chunk.level);
             match entry.view() {
-                View::Invalid => self.count(chunk, entry.level),
+                View::Invalid => self.count(tables, chunk, entry.level),
                 View::Table(_) | View::Leaf(..) => return Err(Error::AlreadyMapped),
             }
         }
@@ -72,12 +72,13 @@ impl MapPlan {
     }
 
     /// The walk to `chunk` ends at an empty entry of level `from`: tables below it are missing.
-    fn count(&mut self, chunk: Chunk, from: Level) {
-        for (above, last) in [Level::L1, Level::L2].into_iter().zip(&mut self.last) {
+    fn count(&mut self, tables: &Stage2, chunk: Chunk, from: Level) {
+        let levels = [(Level::L1, Level::L2), (Level::L2, Level::L3)];
+        for ((above, below), last) in levels.into_iter().zip(&mut self.last) {
             let region = chunk.ipa.raw() >> above.shift();
             if above >= from && above < chunk.level && *last != Some(region) {
                 *last = Some(region);
-                self.tables += 1;
+                self.tables += tables.cost(below);
             }
         }
     }
@@ -106,9 +107,13 @@ pub fn unmap_tables<M: Memory>(machine: &M, tables: &Stage2, ipa: Ipa, pages: u6
     first
         .into_iter()
         .zip(last)
-        .map(|(a, b)| match (a, b) {
-            (Some(a), Some(b)) => 1 + usize::from(a != b),
-            (a, b) => usize::from(a.is_some()) + usize::from(b.is_some()),
+        .zip([Level::L2, Level::L3])
+        .map(|((a, b), below)| {
+            let splits = match (a, b) {
+                (Some(a), Some(b)) => 1 + usize::from(a != b),
+                (a, b) => usize::from(a.is_some()) + usize::from(b.is_some()),
+            };
+            splits * tables.cost(below)
         })
         .sum()
 }

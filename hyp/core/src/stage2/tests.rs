@@ -1,13 +1,14 @@
 //! Random mapping, unmapping, splitting and joining against a flat array of pages, seen through the fake's
 //! own walker. Plans must be exact, and the TLB, full before every change, must know nothing stale after it.
 
-use porthole_abi::Error;
+use porthole_abi::{Error, FunctionId};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::plan::{MapPlan, unmap_tables};
 use super::*;
 use crate::addr::PhysPages;
+use crate::hw::Dma;
 use crate::testing::FakeMachine;
 
 const GIB: u64 = 1 << 30;
@@ -16,7 +17,7 @@ const AREA: u64 = 2048;
 /// Two areas; the second ends in a block of 1 GiB that is there from the start.
 const AREAS: [u64; 2] = [GIB - 1024 * PAGE_SIZE, 2 * GIB - 1024 * PAGE_SIZE];
 const POOL: u64 = 0x1_0000_0000;
-const VMID: Vmid = Vmid(5);
+const DEVICE: FunctionId = FunctionId::new(0, 0, 1, 0);
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -53,15 +54,18 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(change: BlockChange) -> Self {
+    /// With a mirror whose blocks are changed in place or not, or without one.
+    fn new(mirror: Option<bool>) -> Self {
         let pool = PhysPages::new(PhysAddr::new(POOL), 64).unwrap();
         let machine = FakeMachine::new(pool);
-        if change == BlockChange::InPlace {
-            machine.allow_in_place();
-        }
         let root = machine.alloc_page().unwrap();
-        let tables = Stage2::new(root, Geometry::new(36, PaRange::new(4)), VMID, change);
+        let mut tables = Stage2::new(root, Geometry::new(36, PaRange::new(4)), Vmid::HOST);
         machine.watch(tables.regime());
+        if let Some(in_place) = mirror {
+            tables = tables.mirrored(machine.alloc_page().unwrap(), in_place);
+            machine.add_smmu(&[DEVICE], in_place);
+            machine.dma_start(tables.dma_regime().unwrap());
+        }
         let mut bench = Self {
             machine,
             tables,
@@ -91,7 +95,7 @@ impl Bench {
         let mut plan = MapPlan::default();
         plan.add(&*machine, tables, ipa, pa, count)?;
         let mut reserve = Reserve::fill(plan.tables(), &mut pool)?;
-        tables.map(&*machine, ipa, pa, count, kind, &mut reserve);
+        tables.map(&*machine, ipa, pa, count, Some(kind), &mut reserve);
         assert!(reserve.is_empty(), "the plan was exact");
         tables.join(&*machine, ipa, &mut pool);
         tables.join(&*machine, Ipa::new(at + (count - 1) * PAGE_SIZE), &mut pool);
@@ -118,6 +122,8 @@ impl Bench {
         let at = AREAS[area] + first * PAGE_SIZE;
         let range = first as usize..(first + count) as usize;
         self.machine.warm();
+        self.machine.dma_warm();
+        self.keep(area, range.clone());
         match op {
             Op::Map { shift, kind } => {
                 let is_free = self.flat[area][range.clone()].iter().all(Option::is_none);
@@ -139,7 +145,28 @@ impl Bench {
                 self.flat[area][range].fill(None);
             }
         }
+        self.machine.keep(Vec::new());
         self.check();
+    }
+
+    /// Whatever is mapped around a change in the same blocks, devices shall reach all the time.
+    fn keep(&self, area: usize, changing: std::ops::Range<usize>) {
+        if !self.machine.dma_in_place() {
+            return;
+        }
+        let (first, end) = (changing.start, changing.end);
+        let around = [
+            0,
+            first / 512 * 512,
+            first.wrapping_sub(1),
+            end,
+            end.div_ceil(512) * 512 - 1,
+        ];
+        let kept = around.into_iter().filter(|i| !changing.contains(i));
+        let kept = kept.filter(|i| self.flat[area].get(*i).is_some_and(Option::is_some));
+        let mut kept: Vec<u64> = kept.map(|i| AREAS[area] + i as u64 * PAGE_SIZE).collect();
+        kept.push(AREAS[1] + AREA * PAGE_SIZE);
+        self.machine.keep(kept);
     }
 
     fn check(&self) {
@@ -147,7 +174,11 @@ impl Bench {
         for (base, pages) in AREAS.into_iter().zip(&self.flat) {
             for (i, page) in (0..).zip(pages) {
                 let at = base + i * PAGE_SIZE;
-                let seen = self.machine.walk(VMID, Ipa::new(at)).map(|a| {
+                let seen = self.machine.walk(Vmid::HOST, Ipa::new(at));
+                if self.machine.has_smmu() {
+                    assert_eq!(self.machine.dma_walk(DEVICE, Ipa::new(at)), seen);
+                }
+                let seen = seen.map(|a| {
                     let kind = match (a.normal, a.execute) {
                         (true, true) => MemoryType::Ram,
                         (true, false) => MemoryType::Window,
@@ -160,12 +191,14 @@ impl Bench {
         }
         // Beyond the second area the block of 1 GiB goes on.
         let behind = AREAS[1] + AREA * PAGE_SIZE;
-        let seen = self.machine.walk(VMID, Ipa::new(behind)).unwrap();
+        let seen = self.machine.walk(Vmid::HOST, Ipa::new(behind)).unwrap();
         assert_eq!(seen.pa, behind);
-        let tables = self.machine.tables(VMID);
-        assert_eq!(tables.len() as u64, self.used + 1, "no table is lost");
+        let mut tables = self.machine.dma_tables();
+        tables.extend(self.machine.tables(Vmid::HOST));
+        let roots = 1 + u64::from(self.machine.has_smmu());
+        assert_eq!(tables.len() as u64, self.used + roots, "no table is lost");
         let is_used = |t: &PhysAddr| (0..512).any(|i| self.machine.read_word(*t, i) & 1 != 0);
-        assert!(tables[1..].iter().all(is_used), "no empty table stays");
+        assert!(tables.iter().all(is_used), "no empty table stays");
     }
 }
 
@@ -173,9 +206,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a07_any_order_of_changes_equals_a_flat_map(ops in ops(), in_place: bool) {
-        let change = if in_place { BlockChange::InPlace } else { BlockChange::BreakFirst };
-        let mut bench = Bench::new(change);
+    fn a07_any_order_of_changes_equals_a_flat_map(ops in ops(), mirror: Option<bool>) {
+        let mut bench = Bench::new(mirror);
         for op in ops {
             bench.run(op);
         }
@@ -185,7 +217,7 @@ proptest! {
             bench.flat[area].fill(None);
         }
         bench.run((Op::Map { shift: 0, kind: MemoryType::Ram }, 1, 1024, 1024));
-        let whole = bench.machine.walk(VMID, Ipa::new(2 * GIB)).unwrap();
+        let whole = bench.machine.walk(Vmid::HOST, Ipa::new(2 * GIB)).unwrap();
         prop_assert_eq!(whole.span, GIB);
         prop_assert_eq!(bench.used, 0);
     }
@@ -193,7 +225,7 @@ proptest! {
 
 #[test]
 fn nothing_is_mapped_beyond_the_input_size() {
-    let mut bench = Bench::new(BlockChange::BreakFirst);
+    let mut bench = Bench::new(None);
     for (at, count) in [
         (1 << 36, 1),
         ((1 << 36) - PAGE_SIZE, 2),
@@ -212,9 +244,9 @@ fn nothing_is_mapped_beyond_the_input_size() {
 
 #[test]
 fn clear_leaves_nothing() {
-    let mut bench = Bench::new(BlockChange::BreakFirst);
+    let mut bench = Bench::new(None);
     bench.machine.warm();
     bench.tables.clear(&bench.machine);
     bench.machine.assert_sound();
-    assert!(bench.machine.walk(VMID, Ipa::new(2 * GIB)).is_none());
+    assert!(bench.machine.walk(Vmid::HOST, Ipa::new(2 * GIB)).is_none());
 }

@@ -1,12 +1,12 @@
 //! The fake's SMMU: streams, translations cached until flushed, and an event queue, on the walker of `tlb`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use porthole_abi::{Error, FunctionId};
 
 use super::tlb::{self, Access, FakeTlb};
 use super::{FakeMachine, FakeState};
-use crate::addr::Ipa;
+use crate::addr::{Ipa, PhysAddr};
 use crate::hw::{Dma, DmaEvent, DmaRegime, Vmid};
 
 /// What the SMMU knows. One TLB and one set of streams stand for all SMMUs.
@@ -22,6 +22,8 @@ pub(super) struct FakeDma {
     pub in_place: bool,
     /// Attaching fails with this.
     refuse: Option<Error>,
+    /// Addresses that every device on the host's map must reach after each write to a table.
+    pub kept: Vec<u64>,
 }
 
 impl FakeMachine {
@@ -36,6 +38,16 @@ impl FakeMachine {
     /// Makes attaching fail, or work again.
     pub fn refuse_attach(&self, error: Option<Error>) {
         self.state().dma.refuse = error;
+    }
+
+    /// From now on it is a violation if devices lose one of these addresses of the host's map, be it for a moment.
+    pub fn keep(&self, addresses: Vec<u64>) {
+        self.state().dma.kept = addresses;
+    }
+
+    /// Whether there is an SMMU.
+    pub fn has_smmu(&self) -> bool {
+        !self.state().dma.streams.is_empty()
     }
 
     /// An event for the queue.
@@ -62,6 +74,14 @@ impl FakeMachine {
         tlb::walk(&state, vttbr, vtcr, address.raw())
     }
 
+    /// Table pages that accesses of any device walk, roots included.
+    pub fn dma_tables(&self) -> BTreeSet<PhysAddr> {
+        let state = self.state();
+        let tables = |(vttbr, vtcr): &(u64, u64)| tlb::tables(&state, *vttbr, *vtcr);
+        let pages = state.dma.regimes.values().flat_map(tables);
+        pages.map(PhysAddr::new).collect()
+    }
+
     /// Fills the SMMU's TLB with all that any device can reach.
     pub fn dma_warm(&self) {
         let mut state = self.state();
@@ -83,10 +103,21 @@ impl FakeState {
         }
     }
 
+    /// What devices lost by the write that was just made.
+    pub(super) fn check_kept(&mut self) {
+        let Some((vttbr, vtcr)) = self.dma.regimes.get(&Vmid::HOST.0).copied() else {
+            return;
+        };
+        let lost = |at: &&u64| tlb::walk(self, vttbr, vtcr, **at).is_none();
+        if let Some(at) = self.dma.kept.iter().find(lost).copied() {
+            self.violation(format!("devices lost {at:#x}"));
+        }
+    }
+
     fn dma_stream(&mut self, function: u32, vmid: Vmid) {
         let old = self.dma.streams.insert(function, vmid.0);
-        // A regime that no stream uses any more is forgotten, its cached translations are not.
-        if let Some(old) = old.filter(|old| !self.dma.streams.values().any(|v| v == old)) {
+        // A confined function's regime is forgotten, its cached translations are not.
+        if let Some(old) = old.filter(|old| *old != Vmid::HOST.0) {
             self.dma.regimes.remove(&old);
         }
     }

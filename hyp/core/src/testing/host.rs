@@ -62,16 +62,25 @@ impl Host {
     /// First INTID of the GICv2m frame of a test's VM.
     pub const MSI_BASE: u32 = 80;
 
+    /// PCI functions of the machine's SMMU.
+    pub const FUNCTIONS: [FunctionId; 2] =
+        [FunctionId::new(0, 0, 3, 0), FunctionId::new(0, 1, 0, 0)];
+    /// The page of GITS_TRANSLATER.
+    pub const DOORBELL: u64 = 0x0809_0000;
+
     /// Boots.
     pub fn new() -> Self {
         Self::with_features(Features::UNSAFE_DMA | Features::TRNG)
     }
 
-    /// Boots a machine with these features.
+    /// Boots a machine with these features: with an SMMU if DMA is to be isolated.
     pub fn with_features(features: Features) -> Self {
         let page = |raw| PhysAddr::new(raw);
         let pool = PhysPages::new(page(Self::RAM + 0x10_0000), 64).unwrap();
         let machine = FakeMachine::new(pool);
+        if features.contains(Features::DMA_ISOLATED) {
+            machine.add_smmu(&Self::FUNCTIONS, true);
+        }
         Self::boot(machine, features)
     }
 
@@ -87,8 +96,10 @@ impl Host {
             cpus: &[0u64, 1, 0x100, 0x101].map(|mpidr| CpuInfo { mpidr }),
             tracker: Box::leak(tracker.into_boxed_slice()),
             host_root: PhysAddr::new(Self::RAM),
-            dma_root: None,
-            doorbells: &[],
+            dma_root: machine
+                .has_smmu()
+                .then_some(PhysAddr::new(Self::RAM + 2 * PAGE_SIZE)),
+            doorbells: &[PhysAddr::new(Self::DOORBELL)],
             features,
             slots: Box::leak(Box::new(Slots::new())),
             log: Box::leak(Box::new(LogRing::new())),

@@ -353,12 +353,13 @@ fn windows_through_registers() {
 fn reports_refuse_what_they_do_not_know() {
     let host = Host::new();
     for (kind, index, error) in [
-        (11, 0, Error::InvalidParameter),
+        (StatKind::ALL.len() as u64, 0, Error::InvalidParameter),
         (u64::MAX, 0, Error::InvalidParameter),
         (StatKind::HostCalls as u64, 4, Error::BadCpu),
         (StatKind::HostCalls as u64, 256, Error::BadCpu),
         (StatKind::GuestExitsInside as u64, u64::MAX, Error::BadCpu),
         (StatKind::Epoch as u64, 1, Error::InvalidParameter),
+        (StatKind::DmaFaults as u64, 1, Error::InvalidParameter),
         (StatKind::PagesByOwner as u64, 8, Error::InvalidParameter),
     ] {
         refused(&host, HostFunction::Stats, &[kind, index], error);

@@ -41,9 +41,14 @@ fn sneak(world: &World<'_>, guest: &mut GuestMemory, at: u64, ipa: u64, kind: Me
     plan.add(&world.machine, &guest.stage2, Ipa::new(ipa), pa(at), 1)
         .unwrap();
     let mut reserve = guest.reserve(&world.machine, &plan).unwrap();
-    guest
-        .stage2
-        .map(&world.machine, Ipa::new(ipa), pa(at), 1, kind, &mut reserve);
+    guest.stage2.map(
+        &world.machine,
+        Ipa::new(ipa),
+        pa(at),
+        1,
+        Some(kind),
+        &mut reserve,
+    );
     reserve.release(&mut guest.source(&world.machine));
 }
 
@@ -97,12 +102,10 @@ fn a_page_that_the_host_should_not_reach_is_found() {
     let mut t = tracker();
     let world = World::new(&mut t);
     let guest = guest(&world);
-    world
-        .memory
-        .inner
-        .lock()
-        .map(&world.machine, &pages(FREE, 1), MemoryType::Ram)
-        .unwrap();
+    let mut inner = world.memory.inner.lock();
+    inner.prepare(&world.machine, &pages(FREE, 1)).unwrap();
+    inner.map(&world.machine, &pages(FREE, 1), MemoryType::Ram);
+    drop(inner);
     assert_eq!(world.audit(&[&guest]), (3, 2, Some(pa(FREE))));
 }
 
@@ -115,7 +118,7 @@ fn alias(world: &World<'_>, ipa: u64) {
         used: tables,
     };
     let at = Ipa::new(ipa);
-    let mut reserve = Reserve::fill(2, &mut pool).unwrap();
+    let mut reserve = Reserve::fill(3, &mut pool).unwrap();
     stage2.unmap(&world.machine, at, 1, &mut reserve, &mut pool);
     reserve.release(&mut pool);
     let mut plan = MapPlan::default();
@@ -126,7 +129,7 @@ fn alias(world: &World<'_>, ipa: u64) {
         at,
         pa(FREE),
         1,
-        MemoryType::Device,
+        Some(MemoryType::Device),
         &mut reserve,
     );
     reserve.release(&mut pool);
@@ -208,6 +211,8 @@ fn cursors_of_the_host_are_checked() {
         1 << 63 | 1 << 62,
         1 << 62 | 1 << 28,
         1 << 62 | 1 << 61,
+        1 << 61 | 16,
+        1 << 61 | 1 << 32,
     ] {
         assert_eq!(audit(cursor), Err(Error::InvalidParameter), "{cursor:#x}");
     }
@@ -236,6 +241,11 @@ fn steps_are_bounded() {
     let ended = world
         .memory
         .audit(&world.machine, RAM_PAGES + HIGH_PAGES, &mut |_, _| ())
+        .unwrap();
+    assert_eq!(ended.next, 1 << 61);
+    let ended = world
+        .memory
+        .audit(&world.machine, 1 << 61 | 15, &mut |_, _| ())
         .unwrap();
     assert_eq!(ended.next, 1 << 62);
     let ended = world

@@ -9,13 +9,15 @@ use std::hash::{Hash, Hasher};
 use porthole_abi::{Error, FunctionId, PageOwner};
 use stateright::{Checker, Model, Property};
 
-use super::super::{Content, HostMemory, Inner};
-use super::support::{APERTURE, BLOCK, GUEST_RAM, pa, pages, regions, slot, window};
-use crate::addr::{Ipa, PhysAddr};
+use super::super::{Confined, Content, HostMemory, Inner};
+use super::support::{
+    APERTURE, BLOCK, BYSTANDER, DEVICE, DOORBELL, GUEST_RAM, pa, pages, regions, slot, window,
+};
+use crate::addr::{Ipa, PhysAddr, PhysPages};
 use crate::guest::GuestMemory;
 use crate::hw::Vmid;
 use crate::memory::MemoryConfig;
-use crate::stage2::{BlockChange, PaRange, Stage2};
+use crate::stage2::{PaRange, Stage2};
 use crate::testing::{FakeMachine, FakeState};
 use crate::tracker::{PageEntry, PageState, Tracker};
 
@@ -28,7 +30,7 @@ const PAGES: u64 = 4;
 /// Metadata pages of each VM behind them: root and two tables each for RAM and windows.
 const META: u64 = 5;
 const TRACKED: u64 = PAGES + 2 * META;
-const POOL: u64 = 8;
+const POOL: u64 = 12;
 
 fn page(index: u64) -> u64 {
     RAM + BLOCK + index * PAGE
@@ -53,6 +55,9 @@ enum Action {
     Unpin(u64),
     TakeTable(u64),
     GiveTable(u64),
+    /// First page and number of pages.
+    Confine(u64, u64),
+    Release,
 }
 
 /// What the checker compares.
@@ -62,6 +67,7 @@ struct Shape {
     host_tables: u64,
     host: Vec<Option<u64>>,
     guests: [Option<GuestShape>; 2],
+    confined: Option<PhysPages>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +86,7 @@ struct State {
     fake: FakeState,
     stage2: Stage2,
     tables: u64,
+    confined: Confined,
     guests: [Option<GuestMemory>; 2],
     shape: Shape,
     fault: Option<String>,
@@ -141,6 +148,8 @@ impl<'t> Bench<'t> {
                 regime: inner.stage2.regime(),
                 inner: crate::lock::Mutex::new(inner),
                 pa_range: PaRange::new(0),
+                confined: crate::lock::Mutex::new(state.confined.clone()),
+                doorbells: [pa(DOORBELL)].into_iter().collect(),
             },
             guests: state.guests.clone(),
         }
@@ -150,6 +159,8 @@ impl<'t> Bench<'t> {
     fn warm(&self) {
         for at in (0..TRACKED + 2).map(page) {
             self.machine.access(Vmid::HOST, Ipa::new(at));
+            self.machine.dma_access(DEVICE, Ipa::new(at));
+            self.machine.dma_access(BYSTANDER, Ipa::new(at));
         }
         for (vm, ipa) in [0, 1]
             .into_iter()
@@ -223,6 +234,10 @@ impl<'t> Bench<'t> {
             Action::Unpin(index) => memory.unpin(&pages(page(index), 1)),
             Action::TakeTable(index) => memory.take_table(machine, pages(page(index), 1)),
             Action::GiveTable(index) => memory.give_table(machine, pages(page(index), 1)),
+            Action::Confine(first, count) => {
+                memory.confine(machine, DEVICE, pages(page(first), count))
+            }
+            Action::Release => memory.release(machine, DEVICE),
         }
     }
 
@@ -261,13 +276,16 @@ impl<'t> Bench<'t> {
                 .map(|i| see(Vmid::HOST, page(i)).map(|a| a.span))
                 .collect(),
             guests,
+            confined: self.memory.confinement(0).map(|(_, region)| region),
         };
         let (stage2, tables) = (inner.stage2.clone(), inner.tables);
         drop(inner);
+        let confined = self.memory.confined.lock().clone();
         State {
             fake: self.machine.snapshot().without_tlb(),
             stage2,
             tables,
+            confined,
             guests: self.guests,
             shape,
             fault,
@@ -288,6 +306,17 @@ impl<'t> Bench<'t> {
             let host = self.machine.walk(Vmid::HOST, Ipa::new(at));
             if host.is_some_and(|a| a.pa != at) || host.is_some() != state.host_reaches() {
                 return Some(format!("host and page {index}: {state:?}"));
+            }
+            let region = self.memory.confinement(0).map(|(_, region)| region);
+            let device = self.machine.dma_walk(DEVICE, Ipa::new(at));
+            let expected = region.map_or(host.is_some(), |r| r.contains(pa(at)));
+            let is_confined = region.is_some_and(|r| r.contains(pa(at)));
+            if device.is_some_and(|a| a.pa != at)
+                || device.is_some() != expected
+                || is_confined != (state == PageState::Confined)
+                || self.machine.dma_walk(BYSTANDER, Ipa::new(at)) != host
+            {
+                return Some(format!("devices and page {index}: {state:?}"));
             }
         }
         let mut windows = 0;
@@ -321,13 +350,15 @@ impl<'t> Bench<'t> {
             }
         }
         let tracked = inner.tracker.count(PageOwner::Window);
-        let tables = self.machine.tables(Vmid::HOST).len() as u64;
+        let mut tables = self.machine.dma_tables();
+        tables.extend(self.machine.tables(Vmid::HOST));
+        let tables = tables.len() as u64;
         if (shared, shared) != (windows, tracked) || !inner.tracker.check() {
             return Some(format!(
                 "{shared} shared, {windows} in windows, {tracked} tracked"
             ));
         }
-        (inner.tables + 1 != tables).then(|| format!("{tables} host tables"))
+        (inner.tables + 2 != tables).then(|| format!("{tables} host tables"))
     }
 }
 
@@ -339,6 +370,7 @@ impl Model for Calls {
 
     fn init_states(&self) -> Vec<State> {
         let machine = FakeMachine::new(pages(RAM + 16 * PAGE, POOL));
+        machine.add_smmu(&[DEVICE, BYSTANDER], true);
         let mut entries = vec![PageEntry::default(); RAM_PAGES as usize];
         let config = MemoryConfig {
             ram: &[pages(RAM, RAM_PAGES)],
@@ -346,7 +378,8 @@ impl Model for Calls {
             hidden: &[],
             host_root: pa(RAM),
             pa_range: 0,
-            block_change: BlockChange::BreakFirst,
+            dma_root: Some(pa(RAM + 2 * PAGE)),
+            doorbells: &[pa(DOORBELL)],
         };
         let memory = HostMemory::new(&machine, &config, &mut entries).unwrap();
         machine.watch(memory.regime());
@@ -380,7 +413,14 @@ impl Model for Calls {
                 actions.extend((0..2).map(|f| Action::Unregister(vm, place, f)));
             }
         }
-        actions.extend([Action::Unpin(0), Action::TakeTable(0), Action::GiveTable(0)]);
+        actions.extend([
+            Action::Unpin(0),
+            Action::TakeTable(0),
+            Action::GiveTable(0),
+            Action::Confine(0, 2),
+            Action::Confine(3, 1),
+            Action::Release,
+        ]);
         // Pins are counted: two of them stand for any number.
         if state.shape.owners[0].state() != PageState::Pinned(2) {
             actions.push(Action::Pin(0));
@@ -413,6 +453,9 @@ impl Model for Calls {
                 let has =
                     |g: &Option<GuestShape>| g.as_ref().is_some_and(|g| !g.windows.is_empty());
                 state.shape.guests.iter().all(has)
+            }),
+            Property::sometimes("a device is confined beside a VM", |_, state: &State| {
+                state.shape.confined.is_some() && state.shape.guests[0].is_some()
             }),
             Property::sometimes("a dead VM still owns memory", |_, state: &State| {
                 let has = |g: &GuestShape| g.retired && g.memory > 0;

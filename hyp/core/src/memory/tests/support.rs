@@ -12,7 +12,6 @@ use crate::addr::{Ipa, PhysAddr, PhysPages};
 use crate::guest::GuestMemory;
 use crate::hw::{Memory, Vmid};
 use crate::regions::Regions;
-use crate::stage2::BlockChange;
 use crate::testing::FakeMachine;
 use crate::tracker::{PageEntry, PageState, VmSlot};
 
@@ -27,6 +26,13 @@ pub const HIGH: u64 = 0x8000_0000;
 pub const HIGH_PAGES: u64 = 1 << 18;
 /// MMIO that the host does not reach.
 pub const UART: u64 = 0x0900_0000;
+/// Where devices write their interrupts.
+pub const DOORBELL: u64 = 0x0808_0000;
+/// Devices behind the SMMU.
+pub const DEVICE: FunctionId = FunctionId::new(0, 0, 3, 0);
+pub const OTHER_DEVICE: FunctionId = FunctionId::new(0, 1, 0, 0);
+/// One that no test confines.
+pub const BYSTANDER: FunctionId = FunctionId::new(0, 1, 0, 1);
 /// Pages of the pool, enough for everything but the tests that limit it.
 pub const POOL_PAGES: u64 = 256;
 /// A 2 MiB block of host RAM to play with.
@@ -114,13 +120,14 @@ pub struct World<'t> {
 
 impl<'t> World<'t> {
     pub fn new(tracker: &'t mut [PageEntry]) -> Self {
-        Self::with(tracker, BlockChange::BreakFirst)
+        Self::with(tracker, Some(true))
     }
 
-    pub fn with(tracker: &'t mut [PageEntry], block_change: BlockChange) -> Self {
+    /// With an SMMU or without, which can change blocks in place or not.
+    pub fn with(tracker: &'t mut [PageEntry], smmu: Option<bool>) -> Self {
         let machine = FakeMachine::new(pages(RAM + 64 * 4096, POOL_PAGES));
-        if block_change == BlockChange::InPlace {
-            machine.allow_in_place();
+        if let Some(in_place) = smmu {
+            machine.add_smmu(&[DEVICE, OTHER_DEVICE, BYSTANDER], in_place);
         }
         let config = MemoryConfig {
             ram: &[pages(RAM, RAM_PAGES), pages(HIGH, HIGH_PAGES)],
@@ -128,7 +135,8 @@ impl<'t> World<'t> {
             hidden: &[pages(UART, 1)],
             host_root: pa(RAM),
             pa_range: 4,
-            block_change,
+            dma_root: smmu.map(|_| pa(RAM + 2 * 4096)),
+            doorbells: &[pa(DOORBELL)],
         };
         let memory = HostMemory::new(&machine, &config, tracker).unwrap();
         machine.watch(memory.regime());
@@ -198,7 +206,10 @@ impl<'t> World<'t> {
         assert!(inner.tracker.check());
         self.machine.assert_sound();
         self.check_host(&inner.tracker);
-        let tables = self.machine.tables(Vmid::HOST).len() as u64 - 2;
+        let roots = if self.machine.has_smmu() { 4 } else { 2 };
+        let mut tables = self.machine.dma_tables();
+        tables.extend(self.machine.tables(Vmid::HOST));
+        let tables = tables.len() as u64 - roots;
         assert_eq!(inner.tables, tables, "host tables are counted");
         let free = self.machine.free_pages() as u64;
         assert_eq!(free + tables, POOL_PAGES, "no pool page is lost");
@@ -226,6 +237,11 @@ impl<'t> World<'t> {
         let mut index = 0;
         while let Some((at, left)) = tracker.run_at(index) {
             let access = self.machine.walk(Vmid::HOST, Ipa::new(at.raw()));
+            let device = self.machine.dma_walk(BYSTANDER, Ipa::new(at.raw()));
+            assert!(
+                !self.machine.has_smmu() || device == access,
+                "devices at {at}"
+            );
             let in_block = access.map_or(1, |a| (a.span - (at.raw() & (a.span - 1))) / 4096);
             for i in 0..(in_block as usize).min(left) {
                 let reaches = tracker.state_at(index + i).host_reaches();
@@ -238,6 +254,7 @@ impl<'t> World<'t> {
             index += (in_block as usize).min(left);
         }
         assert!(self.machine.walk(Vmid::HOST, Ipa::new(UART)).is_none());
+        assert!(self.machine.dma_walk(BYSTANDER, Ipa::new(UART)).is_none());
     }
 
     fn check_guest(
