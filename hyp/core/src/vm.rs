@@ -475,8 +475,11 @@ impl<M: Machine> Hypervisor<M> {
         for lock in &self.slots.slots {
             if let Some(vm) = &lock.read().vm {
                 self.poke_all(vm, VcpuMask::MAX);
+                // The kick is an interrupt, which the host can withhold. No guest runs on without memory: its next
+                // fetch faults, and that exit is its last.
+                vm.memory.lock().stage2.clear(&self.machine);
             }
-            // Waits for the vCPUs that were just kicked out.
+            // Waits for the vCPUs that were just thrown out.
             lock.write().vm = None;
         }
         for page in self.ram.iter().flat_map(PhysPages::iter) {

@@ -225,4 +225,6 @@ pub fn kick(mpidr: u64) {
     dsb(SY);
     ICC_SGI1R_EL1.set(value);
     isb(SY);
+    // A guest that waits for an event (WFE) goes on even if the host keeps the interrupt from its CPU.
+    aarch64_cpu::asm::sev();
 }

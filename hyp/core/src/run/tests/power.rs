@@ -276,3 +276,49 @@ fn a82_the_hosts_reset_wipes_every_guest_first() {
         Some(&(PSCI_SYSTEM_RESET, [0; 3]))
     );
 }
+
+#[test]
+fn a82_a_guest_that_no_interrupt_reaches_does_not_hold_the_reset_up() {
+    let (mut host, vm) = ready();
+    let page = host.pages(1);
+    host.call(HostFunction::VmDonate, &[vm, page, Host::GUEST_RAM, 1, 0])
+        .unwrap();
+    let (hyp, machine) = (host.hyp, host.machine());
+    let (vmid, regime) = hyp
+        .slots
+        .with(vm, |vm| Ok((vm.vmid, vm.memory.lock().regime())))
+        .unwrap();
+    machine.watch(regime);
+    let (running, runs) = std::sync::mpsc::channel();
+    let fetch = move || machine.access(vmid, crate::addr::Ipa::new(Host::GUEST_RAM));
+    // A loop of one instruction: what ends it is a fetch that faults, and nothing else.
+    let guest = move |_: &mut crate::context::VcpuContext| {
+        assert!(fetch().is_some());
+        running.send(()).unwrap();
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while fetch().is_some() {
+            assert!(std::time::Instant::now() < patience, "the guest runs on");
+            std::thread::yield_now();
+        }
+        Some(abort(0x20, 0x07, Host::GUEST_RAM))
+    };
+    machine.cpu.script().guest = Some(crate::testing::Guest(Box::new(guest)));
+    let vcpu = std::thread::spawn(move || {
+        let mut x = [0; 31];
+        x[..3].copy_from_slice(&[u64::from(HostFunction::VcpuRun.id()), vm, 0]);
+        hyp.host_hvc(0, &mut x);
+        x[1]
+    });
+    runs.recv().unwrap();
+    machine.poke(crate::addr::PhysAddr::new(page), 5, 0x5ec2e7);
+    host.smc(PSCI_SYSTEM_RESET, &[]);
+    assert_eq!(
+        vcpu.join().expect("the guest ended"),
+        ExitKind::RamFault as u64
+    );
+    assert!(machine.is_zero(crate::addr::PhysAddr::new(page)));
+    assert_eq!(
+        machine.cpu.script().relayed.last(),
+        Some(&(PSCI_SYSTEM_RESET, [0; 3]))
+    );
+}
