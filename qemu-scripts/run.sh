@@ -22,6 +22,11 @@ The first serial port is the host's console; the hypervisor's own log goes to a 
   --hyp-log FILE    where the hypervisor's log goes; `-` is standard error (default target/porthole/hyp.log)
   --bare            no hypervisor: the same kernel and userland straight at EL1
   --initrd FILE     another userland for the host
+  --io[=DIR]        Debian's generic kernel, fio and iperf3, and a disk or card of every kind that QEMU has a model of;
+                    the disks stay in DIR (without it they go with the run)
+  --no-smmu         a machine without an IOMMU; Porthole then creates protected guests only when its command line has
+                    porthole.allow_unsafe_dma
+  --qemu ARGUMENT   one more argument for QEMU; may be given again
   --gdb             wait for a debugger on port 1234
   --trace[=FLAGS]   QEMU's trace (-d FLAGS, default int,guest_errors) into target/porthole/trace.log
   --timeout S       end a batch run after S seconds with status 124 (default 600)
@@ -32,7 +37,7 @@ EOF
 }
 
 CPU=cortex-a72 SMP=2 MEM=2G PROFILE=release APPEND='' HYP_ARGS='' HYP_LOG='' BATCH='' MODE=shell BARE=''
-SHOW=command SECONDS_MAX=600 BUILD=yes INITRD='' EXTRA=()
+SHOW=command SECONDS_MAX=600 BUILD=yes INITRD='' IO='' IO_DIR='' IOMMU=,iommu=smmuv3 IO_ARGS=() EXTRA=()
 
 need() { [ "$#" -ge 2 ] || die "$1 wants a value; see --help" 2; }
 
@@ -49,6 +54,10 @@ while [ "$#" -gt 0 ]; do
         --hyp-log) need "$@"; HYP_LOG=$2; shift ;;
         --bare) BARE=yes ;;
         --initrd) need "$@"; INITRD=$2; shift ;;
+        --io) IO=yes ;;
+        --io=*) IO=yes IO_DIR=${1#*=} ;;
+        --no-smmu) IOMMU='' ;;
+        --qemu) need "$@"; EXTRA+=("$2"); shift ;;
         --gdb) EXTRA+=(-s -S); GDB=yes ;;
         --trace) TRACE=int,guest_errors ;;
         --trace=*) TRACE=${1#*=} ;;
@@ -66,9 +75,9 @@ case "$SECONDS_MAX" in '' | *[!0-9]*) die "--timeout $SECONDS_MAX is not a numbe
 . "$PORTHOLE_ROOT/qemu-scripts/lib/machine.sh"
 check_mem "$MEM"
 check_smp "$SMP"
-"$PORTHOLE_ROOT/qemu-scripts/setup.sh"
+"$PORTHOLE_ROOT/qemu-scripts/setup.sh" ${IO:+--io}
 check_cpu "$CPU"
-for part in build initramfs batch; do
+for part in build initramfs batch io-host; do
     # shellcheck disable=SC1090
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done
@@ -76,8 +85,22 @@ done
 mkdir -p "$PORTHOLE_OUT"
 RUN_DIR=$(mktemp -d "$PORTHOLE_OUT/run.XXXXXX")
 if [ -n "$BUILD" ]; then
-    [ -n "$BARE" ] || build_all "$PROFILE"
+    # The userland with real devices has all of Porthole in it, wherever it is booted.
+    if [ -z "$BARE" ] || [ -n "$IO" ]; then
+        build_all "$PROFILE"
+    fi
     make_initramfs "$PORTHOLE_OUT/initramfs${BARE:+-bare}.cpio" "${BARE:+bare}"
+    if [ -n "$IO" ]; then
+        [ -z "$BARE" ] || make_initramfs "$PORTHOLE_OUT/initramfs.cpio"
+        build_io_host
+    fi
+fi
+if [ -n "$IO" ]; then
+    load_io_state || die "the host of the I/O tests is not set up; run qemu-scripts/setup.sh --io"
+    KERNEL_DIR=$IO_KERNEL_DIR
+    INITRD=${INITRD:-$PORTHOLE_OUT/initramfs-io.cpio}
+    io_devices "${IO_DIR:-$RUN_DIR}"
+    EXTRA+=("${IO_ARGS[@]}")
 fi
 INITRD=${INITRD:-$PORTHOLE_OUT/initramfs${BARE:+-bare}.cpio}
 [ -r "$INITRD" ] || die "missing initramfs $INITRD; run without --no-build"
@@ -97,7 +120,7 @@ if [ -n "$BARE" ]; then
     machine_args gic-version=3 "$CPU" "$SMP" "$MEM"
     QEMU_ARGS=("${MACHINE_ARGS[@]}" -kernel "$KERNEL_DIR/Image" -initrd "$INITRD" -append "$BOOTARGS")
 else
-    machine_args virtualization=on,gic-version=3,iommu=smmuv3 "$CPU" "$SMP" "$MEM"
+    machine_args "virtualization=on,gic-version=3$IOMMU" "$CPU" "$SMP" "$MEM"
     guest_modules "$KERNEL_DIR/Image" "$BOOTARGS" "$INITRD"
     HYP_IMAGE="$PORTHOLE_OUT/$PROFILE/hyp/porthole-hyp.bin"
     [ -r "$HYP_IMAGE" ] || die "missing $HYP_IMAGE; run without --no-build"

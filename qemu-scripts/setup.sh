@@ -3,18 +3,19 @@
 set -euo pipefail
 # shellcheck source=qemu-scripts/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
-for part in apt packages rust kernel; do
+for part in apt packages rust kernel initramfs io-host; do
     # shellcheck disable=SC1090
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done
 
 usage() {
     cat <<EOF
-usage: qemu-scripts/setup.sh [--packages | --versions | --help]
+usage: qemu-scripts/setup.sh [--io | --packages | --versions | --help]
 
 Installs QEMU and cross tools (Debian packages), adds the Rust targets, and fetches Debian's arm64 kernel, its
 headers and busybox into $PORTHOLE_CACHE (PORTHOLE_CACHE moves it).
 
+  --io         also Debian's generic kernel, fio, iperf3 and kexec, for a host with real devices (run.sh --io, test.sh)
   --packages   only the Debian packages (the one part that needs root)
   --versions   print what is in use
 EOF
@@ -46,11 +47,13 @@ setup() {
     setup_rust
     setup_crates
     setup_kernel
+    [ -z "${1:-}" ] || setup_io_host
     exec 8>&-
 }
 
 case "${1:-}" in
     '') setup ;;
+    --io) setup io ;;
     --packages)
         mkdir -p "$PORTHOLE_CACHE/log"
         setup_packages

@@ -27,8 +27,10 @@ for arg in "$@"; do
 done
 [ "${#TIERS[@]}" -gt 0 ] || TIERS=(unit el2 system)
 
-"$PORTHOLE_ROOT/qemu-scripts/setup.sh"
-for part in build machine initramfs report tests-unit tests-el2 tests-system; do
+IO=''
+[[ " ${TIERS[*]} " != *" system "* ]] || IO=--io
+"$PORTHOLE_ROOT/qemu-scripts/setup.sh" $IO
+for part in build machine initramfs io-host report tests-unit tests-el2 tests-system; do
     # shellcheck disable=SC1090
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done

@@ -7,6 +7,7 @@
 
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/reboot.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -17,6 +18,8 @@
 #define LOG_READ_MAX	(1024 * 1024)
 /* End of the addresses that PAGE_FIND takes: the host's 40-bit IPAs. */
 #define PA_END		(1ULL << 40)
+/* How long a machine that goes down waits for the last VM. */
+#define END_PATIENCE	(10 * HZ)
 
 /* Pages that could not be freed because the hypervisor did not give them back. */
 atomic64_t porthole_leaked_pages = ATOMIC64_INIT(0);
@@ -244,6 +247,22 @@ static struct miscdevice device = {
 	.mode = 0600,
 };
 
+/*
+ * The machine restarts, or another kernel takes it over (kexec), which would
+ * take the pages of guests for its own: VMs end first.
+ */
+static int going_down(struct notifier_block *block, unsigned long action,
+		      void *unused)
+{
+	if (!porthole_vms_end(END_PATIENCE))
+		pr_warn("VMs are left; a kernel started now cannot use their pages\n");
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block reboot_notifier = {
+	.notifier_call = going_down,
+};
+
 static int __init porthole_init(void)
 {
 	int ret;
@@ -261,6 +280,7 @@ static int __init porthole_init(void)
 		destroy_workqueue(porthole_wq);
 		return ret;
 	}
+	register_reboot_notifier(&reboot_notifier);
 	pr_info("Porthole runs at EL2, ABI %u.%u\n", abi_version >> 16,
 		abi_version & 0xffff);
 	return 0;
@@ -269,6 +289,7 @@ static int __init porthole_init(void)
 /* No VM is left: each file holds the module, and so does a reaper at work. */
 static void __exit porthole_exit(void)
 {
+	unregister_reboot_notifier(&reboot_notifier);
 	misc_deregister(&device);
 	destroy_workqueue(porthole_wq);
 }

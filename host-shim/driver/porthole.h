@@ -147,6 +147,7 @@ extern struct workqueue_struct *porthole_wq;
 /* vm.c */
 long porthole_vm_create(struct porthole_request *request);
 pid_t porthole_vm_creator(u64 handle);
+bool porthole_vms_end(unsigned long patience);
 void porthole_vm_get(struct porthole_vm *vm);
 void porthole_vm_put(struct porthole_vm *vm);
 void porthole_vm_wake(struct porthole_vm *vm, u64 mask);

@@ -9,6 +9,7 @@
 #include <linux/module.h>
 #include <linux/pid.h>
 #include <linux/rcupdate.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 /* How long the closing task itself tries; then the reaper goes on each second. */
@@ -37,6 +38,28 @@ pid_t porthole_vm_creator(u64 handle)
 	}
 	spin_unlock(&vms_lock);
 	return pid;
+}
+
+/*
+ * Ends the processes that made VMs and waits until all VMs are gone; false if
+ * some are left after the patience, a time in jiffies.
+ */
+bool porthole_vms_end(unsigned long patience)
+{
+	unsigned long deadline = jiffies + patience;
+	struct porthole_vm *vm;
+	bool left;
+
+	for (;;) {
+		spin_lock(&vms_lock);
+		left = !list_empty(&vms);
+		list_for_each_entry(vm, &vms, link)
+			kill_pid(vm->creator, SIGKILL, 1);
+		spin_unlock(&vms_lock);
+		if (!left || time_after(jiffies, deadline))
+			return !left;
+		msleep(20);
+	}
 }
 
 /* The hypervisor's state of this VM, PORTHOLE_VM_*, or an errno. */

@@ -100,11 +100,14 @@ build_driver() {
     build_module "$PORTHOLE_ROOT/host-shim/driver"
 }
 
-# build_attack: the module and the program with which the demo and the tests play a hostile root.
+# build_attack: the modules and the programs with which the demo and the tests play a hostile root.
 build_attack() {
+    local program
     build_module "$PORTHOLE_ROOT/qemu-scripts/attack"
-    aarch64-linux-gnu-gcc -O2 -Wall -Werror -static -o "$PORTHOLE_OUT/release/touch_page" \
-        "$PORTHOLE_ROOT/qemu-scripts/attack/touch_page.c" || die "touch_page.c does not build"
+    for program in touch_page edu_dma; do
+        aarch64-linux-gnu-gcc -O2 -Wall -Wextra -Werror -static -o "$PORTHOLE_OUT/release/$program" \
+            "$PORTHOLE_ROOT/qemu-scripts/attack/$program.c" || die "$program.c does not build"
+    done
 }
 
 # build_driver_tests: release/driver_test, which runs on the host beside the driver.

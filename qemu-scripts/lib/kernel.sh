@@ -36,7 +36,7 @@ setup_kernel() {
     if [ -z "$release" ] || [ -z "$busybox" ]; then
         die "the metapackage $meta $version names no kernel, or busybox is missing; try again later"
     fi
-    make_kernel "$config" "$version" "$release"
+    make_kernel "$config" "$version" "$release" "$version"
     make_busybox "$config" "$busybox"
     cat >"$STATE_FILE.new" <<EOF
 STATE_IS=$STATE_FORMAT-$KERNEL_SERIES
@@ -48,12 +48,13 @@ EOF
     load_state || die "the cache $PORTHOLE_CACHE is damaged; remove it and run qemu-scripts/setup.sh again"
 }
 
-# make_kernel CONFIG VERSION RELEASE: kernel/VERSION with a raw Image and a tree that Kbuild accepts.
+# make_kernel CONFIG VERSION RELEASE DIRECTORY: below kernel/, a raw Image, its modules, and a tree that Kbuild accepts.
 make_kernel() {
     local config=$1 version=$2 release=$3 base dir new
-    dir="$PORTHOLE_CACHE/kernel/$version" new="$PORTHOLE_CACHE/kernel/.new"
+    dir="$PORTHOLE_CACHE/kernel/$4" new="$PORTHOLE_CACHE/kernel/.new"
     [ -e "$dir/Image" ] && return 0
-    base=${release%-cloud-arm64}
+    base=${release%-arm64}
+    base=${base%-cloud}
     say "Debian kernel $release: the host's kernel, and headers for the driver"
     rm -rf "$new"
     fetch_deb "$config" "$new" "linux-image-$release:arm64=$version" "linux-headers-$release:arm64=$version" \

@@ -19,6 +19,7 @@ gzip|gzip|packs the initramfs, unpacks kernels
 xz|xz-utils|unpacks kernels
 zstd|zstd|unpacks kernels
 modinfo|kmod|checks the driver against the kernel
+/sbin/mke2fs|e2fsprogs|makes a disk for the tests of the host's devices
 flock|util-linux|keeps two runs of set-up apart
 shellcheck|shellcheck|test.sh checks the scripts with it
 EOF

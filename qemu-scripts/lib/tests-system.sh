@@ -38,6 +38,7 @@ tier_system() {
     make_initramfs "$PORTHOLE_OUT/initramfs.cpio" ||
         { fail initramfs_builds >"$TEST_LOGS/initramfs.result"; tally "$TEST_LOGS/initramfs.result"; return 0; }
     make_initramfs "$PORTHOLE_OUT/initramfs-bare.cpio" bare
+    check io_host_builds build_io_host
     for file in "$PORTHOLE_ROOT"/qemu-scripts/system-tests/*.sh; do
         # shellcheck disable=SC1090
         . "$file"
