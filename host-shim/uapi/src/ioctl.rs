@@ -1,5 +1,5 @@
 //! The raw calls, and all the `unsafe` of the host's Rust side: `ioctl` with a structure, files out of the
-//! descriptors it returns, `readv` and `writev` on a guest's memory. Addresses come from live borrows here.
+//! descriptors it returns, `readv`, `pwritev` and the like on a guest's memory. Addresses come from live borrows here.
 //! Meaning and order of calls live in `system`, `vm` and `vcpu`, those of TAP interfaces in `tap`.
 
 use std::fs::File;
@@ -126,7 +126,7 @@ pub(crate) fn tun_set_offload(file: &File, flags: u32) -> io::Result<()> {
 }
 
 /// Buffers of one call that need no heap.
-const VECTORS_INLINE: usize = 64;
+const VECTORS_INLINE: usize = 256;
 
 /// Reads once into `head` and then into the guest's memory, in order. Returns the bytes read.
 ///
@@ -164,6 +164,42 @@ pub fn write_vectored(
             unsafe { libc::writev(fd, vectors, count) }
         },
     )
+}
+
+/// Reads from byte `offset` of a file into the guest's memory. Returns the bytes read.
+///
+/// # Errors
+/// preadv(2)'s; `EINVAL` for an offset beyond `i64` or for more buffers than it takes (1024).
+pub fn read_vectored_at(
+    file: impl AsFd,
+    guest: &[VolatileSlice<'_>],
+    offset: u64,
+) -> io::Result<usize> {
+    let (fd, offset) = (file.as_fd().as_raw_fd(), file_offset(offset)?);
+    with_vectors(std::ptr::null_mut(), 0, guest, |vectors, count| {
+        // SAFETY: each vector is guest memory, which is borrowed, writable and may change under anybody's hands.
+        unsafe { libc::preadv(fd, vectors, count, offset) }
+    })
+}
+
+/// Writes what is in the guest's memory at byte `offset` of a file. Returns the bytes written.
+///
+/// # Errors
+/// pwritev(2)'s; `EINVAL` for an offset beyond `i64` or for more buffers than it takes (1024).
+pub fn write_vectored_at(
+    file: impl AsFd,
+    guest: &[VolatileSlice<'_>],
+    offset: u64,
+) -> io::Result<usize> {
+    let (fd, offset) = (file.as_fd().as_raw_fd(), file_offset(offset)?);
+    with_vectors(std::ptr::null_mut(), 0, guest, |vectors, count| {
+        // SAFETY: each vector is guest memory, which is borrowed; the kernel only reads it.
+        unsafe { libc::pwritev(fd, vectors, count, offset) }
+    })
+}
+
+fn file_offset(offset: u64) -> io::Result<i64> {
+    i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 fn with_vectors(
@@ -247,12 +283,36 @@ mod tests {
     fn many_buffers_need_the_heap_and_too_many_are_an_error() {
         let (near, mut far) = UnixStream::pair().unwrap();
         let mut bytes = [7u8; 1100];
+        let many = VECTORS_INLINE + 1;
         let parts: Vec<_> = bytes.chunks_mut(1).map(VolatileSlice::from).collect();
-        assert_eq!(write_vectored(&near, &[], &parts[..100]).unwrap(), 100);
-        let mut got = [0; 100];
+        assert_eq!(write_vectored(&near, &[], &parts[..many]).unwrap(), many);
+        let mut got = [0; VECTORS_INLINE + 1];
         far.read_exact(&mut got).unwrap();
-        assert_eq!(got, [7; 100]);
+        assert_eq!(got, [7; VECTORS_INLINE + 1]);
         let error = write_vectored(&near, &[], &parts).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn files_are_read_and_written_where_asked() {
+        let path = std::env::temp_dir().join(format!("porthole-uapi-{}", std::process::id()));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let (mut one, mut two) = (*b"abc", *b"defg");
+        let parts = [&mut one[..], &mut two[..]].map(VolatileSlice::from);
+        assert_eq!(write_vectored_at(&file, &parts, 10).unwrap(), 7);
+        assert_eq!(read_vectored_at(&file, &parts, 12).unwrap(), 5, "the end");
+        for offset in [u64::MAX, 1 << 63] {
+            let error = read_vectored_at(&file, &parts, offset).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+            assert!(write_vectored_at(&file, &parts, offset).is_err());
+        }
+        assert_eq!((&one, &two), (b"cde", b"fgfg"));
     }
 }

@@ -12,7 +12,7 @@ pub mod tap;
 mod vcpu;
 mod vm;
 
-pub use ioctl::{read_vectored, write_vectored};
+pub use ioctl::{read_vectored, read_vectored_at, write_vectored, write_vectored_at};
 pub use layout::{
     Audit, CreateVm, Info, IrqFlags, LogRead, PageFind, PageInfo, REGIONS_MAX, RUN_SIZE, RunReason,
     UAPI_VERSION, VmEntry, VmInfo, WINDOW_UNMAPPED, WindowCreate, WindowInfo,

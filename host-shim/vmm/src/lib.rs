@@ -11,6 +11,7 @@ pub mod devices;
 pub mod end;
 pub mod layout;
 pub mod machine;
+pub mod models;
 pub mod pci;
 pub mod seccomp;
 pub mod vcpu;

@@ -1,10 +1,8 @@
 //! The guest's machine: a VM of the driver with its memory, serial port, clock and PCI devices, ready to run.
 //! How it runs is in `vcpu`, how a run is controlled in `command::run`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use porthole_abi::{RegionDesc, SPI_BASE};
@@ -14,18 +12,17 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::fdt::{self, TreeConfig};
 use crate::boot::plan::{Loader, Plan, PlanError};
 use crate::bus::{MmioBus, Overlap};
-use crate::cli::{DeviceArgs, RunArgs, Sink};
+use crate::cli::RunArgs;
 use crate::device::rtc::Clock;
 use crate::device::serial::SerialPort;
-use crate::devices::{self, DeviceError, DeviceSpec};
+use crate::devices::{self, DeviceError};
 use crate::layout::{
     MSI_BASE, MSI_COUNT, PCI_ECAM, RAM_BASE, RTC, SPI_COUNT, UART, UART_SPI, regions,
 };
+use crate::models::{ModelError, Models, stream};
 use crate::pci::bus::{Aperture, Ecam, PCI_APERTURE};
-use crate::virtio::VirtioDevice;
-use crate::virtio::console::{Console, Input, Output};
+use crate::virtio::console::Input;
 use crate::virtio::transport::VirtioPci;
-use crate::virtio::transport::common::Swiotlb;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -44,16 +41,9 @@ pub enum MachineError {
     /// The device tree cannot be written.
     #[error("cannot write the device tree: {0}")]
     Tree(#[from] vm_fdt::Error),
-    /// A file for a console cannot be opened.
-    #[error("cannot open {path} for {what}: {source}; check the path and its permissions")]
-    Sink {
-        /// Which console.
-        what: &'static str,
-        /// As given.
-        path: String,
-        /// The system's reason.
-        source: io::Error,
-    },
+    /// A device's model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// Something of the operating system.
     #[error("cannot set up the VM: {0}")]
     System(#[from] io::Error),
@@ -118,7 +108,12 @@ impl Loader for DriverLoader<'_> {
 
 impl Machine {
     /// Creates the VM, builds its devices, and loads and measures what it starts with.
-    pub fn build(system: &System, args: &RunArgs, mut plan: Plan) -> Result<Self, MachineError> {
+    pub fn build(
+        system: &System,
+        args: &RunArgs,
+        mut plan: Plan,
+        models: Models,
+    ) -> Result<Self, MachineError> {
         let mut config = vm_config(args.mem.0, args.cpus);
         let vm = Arc::new(step("cannot create the VM", system.create_vm(&mut config))?);
         let vcpus = (0..args.cpus)
@@ -133,9 +128,8 @@ impl Machine {
         let serial = Arc::new(SerialPort::new(line, output));
         bus.add(UART, serial.clone())?;
         bus.add(RTC, Arc::new(Clock::default()))?;
-        let (specs, input) = devices(args)?;
-        let (pci, functions) = devices::build(&vm, specs)?;
-        let console = input.zip(functions.first().cloned());
+        let (pci, functions) = devices::build(&vm, models.specs)?;
+        let console = models.input.zip(functions.first().cloned());
         let pci = Arc::new(pci);
         bus.add(PCI_ECAM, Arc::new(Ecam(pci.clone())))?;
         bus.add(PCI_APERTURE, Arc::new(Aperture(pci)))?;
@@ -195,60 +189,4 @@ fn seed() -> io::Result<[u8; 64]> {
     let mut seed = [0; 64];
     File::open("/dev/urandom")?.read_exact(&mut seed)?;
     Ok(seed)
-}
-
-/// Where a console writes; `None` if nowhere or back to the guest.
-fn stream(what: &'static str, sink: &Sink) -> Result<Option<File>, MachineError> {
-    match sink {
-        Sink::Off | Sink::Echo => Ok(None),
-        // Unbuffered, and not behind the lock of `Stdout`.
-        Sink::Stdio => Ok(Some(File::from(io::stdout().as_fd().try_clone_to_owned()?))),
-        Sink::File(path) => open(path).map(Some).map_err(|source| MachineError::Sink {
-            what,
-            path: path.display().to_string(),
-            source,
-        }),
-    }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).open(path)
-}
-
-/// A device as the user wants it.
-fn spec(args: &RunArgs, asked: &DeviceArgs, device: impl VirtioDevice + 'static) -> DeviceSpec {
-    DeviceSpec {
-        name: asked.id.clone(),
-        device: Box::new(device),
-        swiotlb: Swiotlb {
-            mode: asked.mode(),
-            bit: args.swiotlb_feature_bit,
-            cfg_type: args.swiotlb_cfg_type,
-        },
-        window: asked.window.map(|size| size.0),
-        group: asked.group.clone(),
-    }
-}
-
-/// All devices of the machine, in the order of their places on the bus; the console's input too.
-fn devices(args: &RunArgs) -> Result<(Vec<DeviceSpec>, Option<Arc<Input>>), MachineError> {
-    let mut specs = Vec::new();
-    let mut input = None;
-    if let Some(asked) = &args.console {
-        let (typed, device) = console(&asked.sink())?;
-        specs.push(spec(args, &asked.device, device));
-        input = Some(typed);
-    }
-    Ok((specs, input))
-}
-
-/// The virtio console and its input.
-fn console(sink: &Sink) -> Result<(Arc<Input>, Console), MachineError> {
-    let input = Arc::new(Input::new()?);
-    let output = match stream("the virtio console", sink)? {
-        Some(stream) => Output::Stream(Box::new(stream)),
-        None => Output::Echo(input.clone()),
-    };
-    Ok((input.clone(), Console::new(input, output)))
 }

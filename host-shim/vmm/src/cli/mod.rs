@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use self::console::{ConsoleArgs, Sink};
-pub use self::disk::DiskArgs;
+pub use self::disk::{DiskArgs, DiskFormat};
 pub use self::keys::{DeviceArgs, SwiotlbMode};
 pub use self::net::{Backend, NetArgs};
 pub use self::rng::RngArgs;

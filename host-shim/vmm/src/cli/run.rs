@@ -64,7 +64,7 @@ pub struct RunOptions {
     /// [default: stdio].
     #[arg(long, value_name = "WHERE[,KEYS]", value_parser = parse::<ConsoleArgs>)]
     pub console: Option<ConsoleArgs>,
-    /// A disk: PATH[,ro][,direct][,queues=N][,queue-size=N]; may be repeated.
+    /// A disk: PATH[,ro][,direct][,format=raw|qcow2][,queues=N][,queue-size=N]; may be repeated.
     #[arg(long, value_name = "PATH[,KEYS]", value_parser = parse::<DiskArgs>)]
     pub disk: Vec<DiskArgs>,
     /// A network device: tap=NAME, user or socket=PATH, [,mac=ADDRESS][,queues=N][,queue-size=N]; may be repeated.

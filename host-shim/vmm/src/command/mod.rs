@@ -69,6 +69,12 @@ pub enum CommandError {
     Json(#[from] serde_json::Error),
 }
 
+impl From<crate::models::ModelError> for CommandError {
+    fn from(error: crate::models::ModelError) -> Self {
+        Self::Machine(error.into())
+    }
+}
+
 impl From<crate::boot::plan::PlanError> for CommandError {
     fn from(error: crate::boot::plan::PlanError) -> Self {
         Self::Machine(error.into())

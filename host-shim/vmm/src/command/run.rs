@@ -13,6 +13,7 @@ use crate::cli::{RunArgs, RunOptions, Sink, config};
 use crate::device::input::{Keyboard, RawTerminal};
 use crate::end::End;
 use crate::machine::Machine;
+use crate::models::Models;
 use crate::vcpu::VcpuThreads;
 use crate::virtio::transport::VirtioPci;
 
@@ -26,6 +27,7 @@ pub(super) fn run(
     device_models(args)?;
     // The files first: their errors need no hypervisor.
     let plan = Plan::new(&args.kernel, args.initrd.as_deref(), args.mem.0)?;
+    let models = Models::open(args)?;
     let system = open()?;
     if let Some(name) = &args.name {
         // What `list` shows; a kernel without it does no harm.
@@ -35,7 +37,7 @@ pub(super) fn run(
     }
     let (events, ended) = mpsc::channel();
     watch_signals(events.clone())?;
-    let machine = Machine::build(&system, args, plan)?;
+    let machine = Machine::build(&system, args, plan, models)?;
     tracing::info!("VM {:#x} created", machine.handle);
     if args.measurement {
         let digest = machine.vm.measurement()?;
@@ -66,10 +68,8 @@ pub(super) fn run(
 /// Refuses devices that there is no model of.
 fn device_models(args: &RunArgs) -> Result<(), CommandError> {
     for (option, asked) in [
-        ("disk", !args.disks.is_empty()),
         ("net", !args.nets.is_empty()),
         ("vsock", args.vsock.is_some()),
-        ("rng", args.rng.is_some()),
     ] {
         if asked {
             return Err(CommandError::NoDeviceModel(option));

@@ -145,9 +145,9 @@ impl Chain {
             self.slots += u64::from(length.div_ceil(SLOT));
             let buffer = Buffer { address, length };
             if descriptor.is_write_only() {
-                self.writable.push(buffer);
+                push(&mut self.writable, buffer);
             } else if self.writable.is_empty() {
-                self.readable.push(buffer);
+                push(&mut self.readable, buffer);
                 readable = total;
             } else {
                 return Err(ChainError::Order { head });
@@ -236,6 +236,16 @@ impl Chain {
             done += length;
         }
         Ok(done)
+    }
+}
+
+/// Adds a buffer; one that continues the last is the same as a longer one. The sum of all fits 32 bits.
+fn push(buffers: &mut Vec<Buffer>, next: Buffer) {
+    match buffers.last_mut() {
+        Some(last) if last.address.checked_add(last.length.into()) == Some(next.address) => {
+            last.length += next.length;
+        }
+        _ => buffers.push(next),
     }
 }
 

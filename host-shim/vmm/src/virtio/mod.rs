@@ -2,9 +2,11 @@
 //! Transport registers live in `transport`, queues in `queue` and `chain`, each device in its own module.
 //! Source: Virtual I/O Device (VIRTIO) 1.2; `VIRTIO_F_SWIOTLB` as in docs (proposed, not ratified).
 
+pub mod block;
 pub mod chain;
 pub mod console;
 pub mod queue;
+pub mod rng;
 pub mod shared;
 pub mod stats;
 pub mod transport;

@@ -217,6 +217,7 @@ impl Drop for DeviceQueue {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use virtio_bindings::virtio_ring::VRING_DESC_F_NEXT;
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;
     use vm_memory::{GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegion};
@@ -243,6 +244,85 @@ pub(crate) mod tests {
             GuestMemoryMmap::from_regions(vec![region]).unwrap()
         };
         (map(), Arc::new(map()))
+    }
+
+    /// The driver's side of a queue: table, available and used ring, each in a page of its own.
+    pub(crate) struct Driver<'a> {
+        pub(crate) memory: &'a GuestMemoryMmap,
+        base: u64,
+        size: u16,
+        posted: std::cell::Cell<u16>,
+    }
+
+    impl<'a> Driver<'a> {
+        pub(crate) fn new(memory: &'a GuestMemoryMmap, base: u64, size: u16) -> Self {
+            Self {
+                memory,
+                base,
+                size,
+                posted: std::cell::Cell::new(0),
+            }
+        }
+
+        /// Makes a chain of these buffers (address, length, flags) available, at the start of the table.
+        pub(crate) fn post(&self, buffers: &[(u64, u32, u16)]) {
+            self.post_at(0, buffers);
+        }
+
+        /// The same, from descriptor `first` on.
+        pub(crate) fn post_at(&self, first: u16, buffers: &[(u64, u32, u16)]) {
+            let end = first + buffers.len() as u16;
+            for (i, (address, length, flags)) in (first..).zip(buffers) {
+                let more = i + 1 < end;
+                let flags = flags | if more { VRING_DESC_F_NEXT as u16 } else { 0 };
+                let descriptor = Descriptor::new(*address, *length, flags, i + 1);
+                let at = GuestAddress(self.base + 16 * u64::from(i));
+                self.memory.write_obj(descriptor, at).unwrap();
+            }
+            self.post_head(first);
+        }
+
+        /// Makes the chain from `head` available.
+        pub(crate) fn post_head(&self, head: u16) {
+            let posted = self.posted.get();
+            let ring = self.base + 0x1000;
+            let slot = ring + 4 + 2 * u64::from(posted % self.size);
+            self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+            self.posted.set(posted.wrapping_add(1));
+            let index = GuestAddress(ring + 2);
+            self.memory.write_obj(self.posted.get(), index).unwrap();
+        }
+
+        /// Chains given back so far.
+        pub(crate) fn used(&self) -> u16 {
+            self.memory
+                .read_obj(GuestAddress(self.base + 0x2002))
+                .unwrap()
+        }
+
+        /// Bytes written to the chain that was given back last.
+        pub(crate) fn used_len(&self) -> u32 {
+            let slot = u64::from(self.used().wrapping_sub(1) % self.size);
+            let at = GuestAddress(self.base + 0x2004 + 8 * slot + 4);
+            self.memory.read_obj(at).unwrap()
+        }
+
+        /// The device's side of it.
+        pub(crate) fn device(
+            &self,
+            index: u16,
+            memory: Arc<WindowMemory>,
+            shared: Arc<Shared>,
+        ) -> DeviceQueue {
+            let mut queue = Queue::new(self.size).unwrap();
+            queue.set_desc_table_address(Some(self.base as u32), Some(0));
+            queue.set_avail_ring_address(Some(self.base as u32 + 0x1000), Some(0));
+            queue.set_used_ring_address(Some(self.base as u32 + 0x2000), Some(0));
+            queue.set_ready(true);
+            check_rings(&memory, index, &queue).unwrap();
+            let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+            DeviceQueue::new(queue, index, memory, shared, doorbell, true)
+        }
     }
 
     /// A device queue over the mock that a test drives.

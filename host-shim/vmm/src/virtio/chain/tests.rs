@@ -79,10 +79,12 @@ fn a_plain_chain_is_read_and_written_in_order() {
         .map(|s| s.unwrap().len())
         .collect();
     assert_eq!(lengths, [3, 47]);
-    let mut first = [0; 5];
-    let slice = chain.readable_slices(&m, 6, 100).next().unwrap().unwrap();
-    slice.copy_to(&mut first[..]);
-    assert_eq!((slice.len(), &first), (5, b"world"));
+    let readable: Vec<_> = chain.readable_slices(&m, 6, 100).collect();
+    assert_eq!(readable.len(), 1, "buffers that touch are one");
+    let mut last = [0; 5];
+    let slice = readable[0].as_ref().unwrap();
+    slice.copy_to(&mut last[..]);
+    assert_eq!((slice.len(), &last), (5, b"world"));
 }
 
 #[test]

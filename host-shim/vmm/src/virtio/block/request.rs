@@ -1,0 +1,310 @@
+//! One virtio-blk request: what the driver asks for, whether it may, and the status it gets.
+//! The header and the ranges are copied out of the window once; what is checked is the copy.
+//! Source: VIRTIO 1.2, 5.2.6 (device operation).
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+};
+
+use super::SECTOR;
+use super::disk::Disk;
+use crate::virtio::chain::{Chain, ChainError, Slice};
+use crate::virtio::queue::{DeviceQueue, Fault};
+use crate::virtio::shared::Shared;
+use crate::virtio::window::WindowMemory;
+
+/// Bytes of `struct virtio_blk_req` before the data: type, reserved, sector.
+const HEADER: usize = 16;
+/// Bytes of an answer to GET_ID.
+pub const ID_LEN: usize = 20;
+/// Bytes of `struct virtio_blk_discard_write_zeroes`.
+const RANGE: usize = 16;
+/// Ranges in one request.
+pub const RANGES_MAX: usize = 32;
+/// Sectors in one range: 2 GiB.
+pub const RANGE_SECTORS_MAX: u32 = 4 << 20;
+/// A range's flags: its room may be given back.
+const FLAG_UNMAP: u32 = 1;
+/// Buffers handed to the backend at once.
+const SLICES: usize = 256;
+/// Between two messages about failing requests.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+const OK: u8 = VIRTIO_BLK_S_OK as u8;
+const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
+
+/// What the driver may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// No writes.
+    pub readonly: bool,
+    /// Writes last when they are reported done.
+    pub write_through: bool,
+    /// Discard was negotiated.
+    pub discard: bool,
+    /// Write zeroes was negotiated.
+    pub write_zeroes: bool,
+    /// Answer to GET_ID.
+    pub id: [u8; ID_LEN],
+}
+
+/// A request without a place for its status, or a buffer that is not there: the device needs a reset.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// No writable byte.
+    NoStatus,
+    /// The chain.
+    Chain(ChainError),
+}
+
+impl Broken {
+    /// As a fault of the queue.
+    pub fn on(self, queue: &DeviceQueue) -> Fault {
+        match self {
+            Self::NoStatus => Fault::Setup("a block request has no writable byte for its status"),
+            Self::Chain(error) => queue.broken(error),
+        }
+    }
+}
+
+/// Why a request fails: what the driver did, which it gets told, or the host, which the log says too.
+enum Refusal {
+    /// Not something that this device does.
+    Unsupported,
+    /// A request that cannot be.
+    Invalid(&'static str),
+    /// The backend.
+    Backend(&'static str, io::Error),
+    /// The chain.
+    Chain(ChainError),
+}
+
+impl From<ChainError> for Refusal {
+    fn from(error: ChainError) -> Self {
+        Self::Chain(error)
+    }
+}
+
+/// Serves requests.
+pub struct Server {
+    disk: Arc<dyn Disk>,
+    size: u64,
+    logical: u64,
+    limits: Limits,
+    shared: Arc<Shared>,
+    logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl Server {
+    /// For a device with these limits.
+    pub fn new(disk: Arc<dyn Disk>, limits: Limits, shared: Arc<Shared>) -> Self {
+        let shape = disk.shape();
+        Self {
+            disk,
+            size: shape.size,
+            logical: shape.logical.into(),
+            limits,
+            shared,
+            logged: None,
+            unlogged: 0,
+        }
+    }
+
+    /// Serves one request and writes its status. Returns the bytes written to the chain, the status among them.
+    pub fn serve(&mut self, memory: &WindowMemory, chain: &Chain) -> Result<u32, Broken> {
+        let room = chain
+            .writable_len()
+            .checked_sub(1)
+            .ok_or(Broken::NoStatus)?;
+        let (status, written) = match self.carry_out(memory, chain, room) {
+            Ok(written) => (OK, written),
+            Err(Refusal::Unsupported) => (UNSUPP, 0),
+            Err(Refusal::Invalid(why)) => {
+                self.log(&format_args!("refused a request: {why}"));
+                (IOERR, 0)
+            }
+            Err(Refusal::Backend(what, error)) => {
+                self.log(&format_args!("{what} failed: {error}"));
+                (IOERR, 0)
+            }
+            Err(Refusal::Chain(error)) => return Err(Broken::Chain(error)),
+        };
+        // The status is the last byte whatever the data came to: all before it counts as written.
+        chain
+            .write(memory, room, &[status])
+            .map_err(Broken::Chain)?;
+        Ok(if written == room { room + 1 } else { written })
+    }
+
+    fn carry_out(&self, memory: &WindowMemory, chain: &Chain, room: u32) -> Result<u32, Refusal> {
+        let mut header = [0; HEADER];
+        if chain.read(memory, 0, &mut header)? < HEADER {
+            return Err(Refusal::Invalid("its header is too short"));
+        }
+        let [kind, _, low, high] = words(&header);
+        let sector = u64::from(high) << 32 | u64::from(low);
+        let data = chain.readable_len() - HEADER as u32;
+        match kind {
+            VIRTIO_BLK_T_IN => {
+                let offset = self.range(sector, room.into())?;
+                let mut at = offset;
+                each(chain.writable_slices(memory, 0, room as usize), |slices| {
+                    let done = self.disk.read(slices, at);
+                    at += total(slices);
+                    done.map_err(|e| Refusal::Backend("a read", e))
+                })?;
+                Ok(room)
+            }
+            VIRTIO_BLK_T_OUT => {
+                self.writable()?;
+                let offset = self.range(sector, data.into())?;
+                let mut at = offset;
+                let slices = chain.readable_slices(memory, HEADER as u32, data as usize);
+                each(slices, |slices| {
+                    let done = self.disk.write(slices, at);
+                    at += total(slices);
+                    done.map_err(|e| Refusal::Backend("a write", e))
+                })?;
+                self.written()?;
+                Ok(0)
+            }
+            VIRTIO_BLK_T_FLUSH => {
+                self.disk
+                    .flush()
+                    .map_err(|e| Refusal::Backend("a flush", e))?;
+                Ok(0)
+            }
+            VIRTIO_BLK_T_GET_ID => {
+                let length = ID_LEN.min(room as usize);
+                chain.write(memory, 0, &self.limits.id[..length])?;
+                Ok(length as u32)
+            }
+            VIRTIO_BLK_T_DISCARD if self.limits.discard => self.ranges(memory, chain, false),
+            VIRTIO_BLK_T_WRITE_ZEROES if self.limits.write_zeroes => {
+                self.ranges(memory, chain, true)
+            }
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+
+    fn writable(&self) -> Result<(), Refusal> {
+        if self.limits.readonly {
+            return Err(Refusal::Invalid("the disk is read-only"));
+        }
+        Ok(())
+    }
+
+    /// After a change.
+    fn written(&self) -> Result<(), Refusal> {
+        if self.limits.write_through {
+            let flushed = self.disk.flush();
+            flushed.map_err(|e| Refusal::Backend("a write", e))?;
+        }
+        Ok(())
+    }
+
+    /// Offset of `length` bytes at a sector; they lie in the disk and are whole blocks.
+    fn range(&self, sector: u64, length: u64) -> Result<u64, Refusal> {
+        let offset = sector.checked_mul(SECTOR);
+        let end = offset.and_then(|o| o.checked_add(length));
+        let (Some(offset), Some(end)) = (offset, end) else {
+            return Err(Refusal::Invalid("its sectors do not exist"));
+        };
+        if end > self.size {
+            return Err(Refusal::Invalid("it reaches beyond the end of the disk"));
+        }
+        if length == 0 || !(offset | length).is_multiple_of(self.logical) {
+            return Err(Refusal::Invalid("it is not made of whole blocks"));
+        }
+        Ok(offset)
+    }
+
+    /// DISCARD and WRITE_ZEROES: every range is checked before the first is touched.
+    fn ranges(&self, memory: &WindowMemory, chain: &Chain, zero: bool) -> Result<u32, Refusal> {
+        self.writable()?;
+        let mut bytes = [0; RANGES_MAX * RANGE];
+        let length = (chain.readable_len() as usize).saturating_sub(HEADER);
+        let Some(bytes) = bytes.get_mut(..length) else {
+            return Err(Refusal::Invalid("it has too many ranges"));
+        };
+        if length == 0 || !length.is_multiple_of(RANGE) {
+            return Err(Refusal::Invalid("its ranges are incomplete"));
+        }
+        chain.read(memory, HEADER as u32, bytes)?;
+        let mut all = ArrayVec::<_, RANGES_MAX>::new();
+        for range in bytes.as_chunks::<RANGE>().0 {
+            let [low, high, sectors, flags] = words(range);
+            if flags & !FLAG_UNMAP != 0 || (!zero && flags != 0) {
+                return Err(Refusal::Unsupported);
+            }
+            if sectors > RANGE_SECTORS_MAX {
+                return Err(Refusal::Invalid("a range is too long"));
+            }
+            let length = u64::from(sectors) * SECTOR;
+            let offset = self.range(u64::from(high) << 32 | u64::from(low), length)?;
+            all.push((offset, length, flags & FLAG_UNMAP != 0));
+        }
+        for (offset, length, unmap) in all {
+            let (what, done) = if zero {
+                let done = self.disk.write_zeroes(offset, length, unmap);
+                ("writing zeroes", done)
+            } else {
+                ("a discard", self.disk.discard(offset, length))
+            };
+            done.map_err(|e| Refusal::Backend(what, e))?;
+        }
+        self.written()?;
+        Ok(0)
+    }
+
+    /// At most one line in each interval, with the number of those left out.
+    fn log(&mut self, what: &dyn std::fmt::Display) {
+        let now = Instant::now();
+        if self.logged.is_some_and(|at| now - at < LOG_INTERVAL) {
+            self.unlogged += 1;
+            return;
+        }
+        let left_out = std::mem::take(&mut self.unlogged);
+        self.logged = Some(now);
+        let name = self.shared.name();
+        match left_out {
+            0 => tracing::warn!("{name}: {what}"),
+            n => tracing::warn!("{name}: {what} ({n} more such requests since the last message)"),
+        }
+    }
+}
+
+/// Four little-endian words.
+fn words(bytes: &[u8; 16]) -> [u32; 4] {
+    let (words, _) = bytes.as_chunks::<4>();
+    [0, 1, 2, 3].map(|i| words.get(i).map_or(0, |w| u32::from_le_bytes(*w)))
+}
+
+fn total(slices: &[Slice<'_>]) -> u64 {
+    slices.iter().map(|s| s.len() as u64).sum()
+}
+
+/// Hands slices to `f`, as many at a time as one call of the system takes well.
+fn each<'m>(
+    slices: impl Iterator<Item = Result<Slice<'m>, ChainError>>,
+    mut f: impl FnMut(&[Slice<'m>]) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let mut some = ArrayVec::<Slice<'m>, SLICES>::new();
+    for slice in slices {
+        some.push(slice?);
+        if some.is_full() {
+            f(&some)?;
+            some.clear();
+        }
+    }
+    if some.is_empty() { Ok(()) } else { f(&some) }
+}

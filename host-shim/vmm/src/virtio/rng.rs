@@ -1,0 +1,310 @@
+//! virtio-rng (VIRTIO 1.2, 5.4): fills the driver's buffers with random bytes of the host.
+//! How much in one buffer and how much in a second is limited: entropy costs the host time, which a guest may not
+//! take without end. Where the bytes come from is a file, /dev/urandom as a rule.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::queue::{DeviceQueue, Fault};
+use super::shared::Shared;
+use super::{BufferNeed, Handler, Source, VirtioDevice};
+use crate::bus::lock;
+use crate::seccomp::Right;
+
+const ID: u16 = 4;
+const QUEUE_SIZES: [u16; 1] = [16];
+/// Most bytes put into one buffer; a longer one is given back with so many.
+const REQUEST_MAX: u32 = 64 << 10;
+/// Bytes copied at once.
+const PIECE: usize = 4096;
+/// Bytes a second, in the long run.
+const RATE: u64 = 4 << 20;
+/// Bytes at once after a pause.
+const BURST: u64 = 1 << 20;
+
+const RIGHTS: &[Right] = &[
+    Right::call(libc::SYS_timerfd_settime),
+    Right::call(libc::SYS_timerfd_gettime),
+];
+
+/// Bytes that may be given out now: they come with time.
+#[derive(Debug)]
+struct Bucket {
+    level: u64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn full(now: Instant) -> Self {
+        Self {
+            level: BURST,
+            at: now,
+        }
+    }
+
+    /// Takes `wanted` bytes; or says how long it takes until they are there.
+    fn take(&mut self, wanted: u64, now: Instant) -> Result<(), Duration> {
+        let passed = now.saturating_duration_since(self.at).as_nanos();
+        let come = passed.saturating_mul(u128::from(RATE)) / 1_000_000_000;
+        if come > 0 {
+            self.level = BURST.min(self.level.saturating_add(come.min(BURST.into()) as u64));
+            self.at = now;
+        }
+        match wanted.checked_sub(self.level) {
+            None | Some(0) => {
+                self.level -= wanted;
+                Ok(())
+            }
+            Some(missing) => Err(Duration::from_nanos(
+                (missing.saturating_mul(1_000_000_000) / RATE).max(1_000_000),
+            )),
+        }
+    }
+}
+
+/// The device.
+pub struct Rng {
+    source: Arc<Mutex<File>>,
+}
+
+impl Rng {
+    /// A device that takes its bytes from a file.
+    pub fn open(source: &Path) -> io::Result<Self> {
+        Ok(Self {
+            source: Arc::new(Mutex::new(File::open(source)?)),
+        })
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn id(&self) -> u16 {
+        ID
+    }
+
+    fn class(&self) -> [u8; 3] {
+        // Encryption controller, other.
+        [0x10, 0x80, 0x00]
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config_len(&self) -> usize {
+        0
+    }
+
+    fn read_config(&self, _: usize, _: &mut [u8]) {}
+
+    fn write_config(&mut self, _: usize, _: &[u8]) {}
+
+    fn buffers(&self) -> BufferNeed {
+        BufferNeed {
+            least: porthole_abi::PAGE_SIZE,
+            usual: u64::from(QUEUE_SIZES[0]) * porthole_abi::PAGE_SIZE,
+        }
+    }
+
+    fn rights(&self) -> &'static [Right] {
+        RIGHTS
+    }
+
+    fn start(
+        &mut self,
+        _: u64,
+        queues: Vec<DeviceQueue>,
+        _: &Arc<Shared>,
+    ) -> io::Result<Vec<Box<dyn Handler>>> {
+        Ok(vec![Box::new(Well {
+            queues,
+            source: self.source.clone(),
+            bucket: Bucket::full(Instant::now()),
+            timer: TimerFd::new().map_err(io::Error::from)?,
+        })])
+    }
+}
+
+/// The device at work.
+struct Well {
+    queues: Vec<DeviceQueue>,
+    source: Arc<Mutex<File>>,
+    bucket: Bucket,
+    /// Rings when there are bytes for a buffer that had to wait.
+    timer: TimerFd,
+}
+
+impl Well {
+    fn fill(&mut self) -> Result<(), Fault> {
+        let Some(queue) = self.queues.first_mut() else {
+            return Ok(());
+        };
+        let mut used = false;
+        'work: loop {
+            queue.disable_notification()?;
+            while let Some(chain) = queue.pop()? {
+                let wanted = chain.writable_len().min(REQUEST_MAX);
+                if wanted == 0 {
+                    return Err(Fault::Setup("an entropy buffer has no room"));
+                }
+                if let Err(pause) = self.bucket.take(wanted.into(), Instant::now()) {
+                    queue.undo_pop(chain);
+                    self.timer.reset(pause, None).map_err(io::Error::from)?;
+                    break 'work;
+                }
+                let mut piece = [0; PIECE];
+                let mut done = 0;
+                while done < wanted {
+                    let now = PIECE.min((wanted - done) as usize);
+                    lock(&self.source).read_exact(&mut piece[..now])?;
+                    chain
+                        .write(queue.memory(), done, &piece[..now])
+                        .map_err(|error| queue.broken(error))?;
+                    done += now as u32;
+                }
+                queue.complete(chain, wanted)?;
+                used = true;
+            }
+            if !queue.enable_notification()? {
+                break;
+            }
+        }
+        if used { queue.notify() } else { Ok(()) }
+    }
+}
+
+impl Handler for Well {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::readable(self.timer.as_raw_fd())]
+    }
+
+    fn doorbell(&mut self, _: u16) -> Result<(), Fault> {
+        self.fill()
+    }
+
+    fn event(&mut self, _: usize) -> Result<(), Fault> {
+        self.timer.wait().map_err(io::Error::from)?;
+        self.fill()
+    }
+
+    fn queues(&self) -> &[DeviceQueue] {
+        &self.queues
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::virtio::queue::tests::{Driver, memories, shared};
+    use crate::virtio::window::tests::{BASE, SIZE};
+
+    const BUFFER: u64 = BASE + 0x1_0000;
+
+    const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+
+    fn with_well(source: &str, test: impl FnOnce(&Driver<'_>, &mut dyn Handler)) {
+        let (memory, window) = memories();
+        let driver = Driver::new(&memory, BASE, 16);
+        let shared = shared();
+        let queues = vec![driver.device(0, window, shared.clone())];
+        let mut rng = Rng::open(Path::new(source)).unwrap();
+        let mut handlers = rng.start(0, queues, &shared).unwrap();
+        test(&driver, &mut *handlers[0]);
+    }
+
+    #[test]
+    fn a_buffer_comes_back_full_of_bytes_that_differ() {
+        with_well("/dev/urandom", |driver, well| {
+            driver.post(&[(BUFFER, 4096 + 8, WRITE)]);
+            well.doorbell(0).unwrap();
+            let mut bytes = vec![0; 4096 + 16];
+            driver
+                .memory
+                .read_slice(&mut bytes, GuestAddress(BUFFER))
+                .unwrap();
+            let different = |b: &[u8]| b.iter().collect::<std::collections::BTreeSet<_>>().len();
+            assert!(different(&bytes[..4096]) > 200);
+            assert!(different(&bytes[4096..4104]) > 2);
+            assert_eq!(bytes[4104..], [0; 8], "nothing beyond the buffer");
+            assert_eq!((driver.used(), driver.used_len()), (1, 4096 + 8));
+        });
+    }
+
+    #[test]
+    fn a_long_buffer_gets_no_more_than_the_most() {
+        with_well("/dev/urandom", |driver, well| {
+            driver.post(&[(BUFFER, 512 << 10, WRITE)]);
+            well.doorbell(0).unwrap();
+            assert_eq!(driver.used_len(), REQUEST_MAX);
+            let after: u64 = driver
+                .memory
+                .read_obj(GuestAddress(BUFFER + u64::from(REQUEST_MAX)))
+                .unwrap();
+            assert_eq!(after, 0);
+        });
+    }
+
+    #[test]
+    fn bytes_come_at_the_rate_and_no_buffer_is_lost() {
+        let start = Instant::now();
+        let mut bucket = Bucket::full(start);
+        assert_eq!(bucket.take(BURST, start), Ok(()));
+        let pause = bucket.take(RATE / 8, start).unwrap_err();
+        assert_eq!(pause, Duration::from_millis(125));
+        assert!(bucket.take(RATE / 8, start + pause / 2).is_err());
+        assert_eq!(bucket.take(RATE / 8, start + pause), Ok(()));
+        let later = start + Duration::from_secs(3600);
+        assert_eq!(bucket.take(BURST, later), Ok(()), "full again");
+        assert!(bucket.take(1, later).is_err(), "and not fuller");
+    }
+
+    #[test]
+    fn a_buffer_that_has_to_wait_is_filled_when_the_timer_rings() {
+        with_well("/dev/urandom", |driver, well| {
+            for _ in 0..BURST / u64::from(REQUEST_MAX) {
+                driver.post(&[(BUFFER, REQUEST_MAX, WRITE)]);
+                well.doorbell(0).unwrap();
+            }
+            let before = driver.used();
+            driver.post(&[(BUFFER, REQUEST_MAX, WRITE)]);
+            well.doorbell(0).unwrap();
+            while driver.used() == before {
+                well.event(0).unwrap();
+            }
+            assert_eq!(driver.used(), before + 1);
+        });
+    }
+
+    #[test]
+    fn a25_buffers_without_room_or_outside_the_window_are_faults() {
+        with_well("/dev/urandom", |driver, well| {
+            driver.post(&[(BUFFER, 64, 0)]);
+            assert!(well.doorbell(0).is_err());
+        });
+        with_well("/dev/urandom", |driver, well| {
+            driver.post(&[(BASE + SIZE, 64, WRITE)]);
+            assert!(well.doorbell(0).is_err());
+        });
+    }
+
+    #[test]
+    fn a_source_that_ends_stops_the_device_instead_of_giving_zeros() {
+        with_well("/dev/null", |driver, well| {
+            driver.post(&[(BUFFER, 64, WRITE)]);
+            assert!(matches!(well.doorbell(0), Err(Fault::Host(_))));
+            assert_eq!(driver.used(), 0);
+        });
+    }
+}
