@@ -6,3 +6,4 @@ pub mod devtree;
 pub mod gicv3;
 pub mod options;
 pub mod pl011;
+pub mod smmuv3;
