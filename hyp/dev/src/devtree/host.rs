@@ -1,10 +1,12 @@
 //! The host's device tree: the firmware's, without what EL2 keeps and with what the host's kernel needs.
-//! Removed: boot modules, the second UART, the GIC's maintenance interrupt, all timers but EL1's physical one.
+//! Removed: boot modules, the second UART, the GIC's maintenance interrupt, all timers but EL1's physical one, SMMUs and what
+//! leads to them, fw_cfg, virtio-mmio transports without a device.
 
-use fdt::node::FdtNode;
+use fdt::node::{FdtNode, NodeProperty};
 use porthole_core::addr::PhysPages;
 
-use super::read::{Module, Tree, cells, is_compatible, is_module};
+use super::masters::Masters;
+use super::read::{Module, Tree, cells, is_compatible, is_module, number};
 use super::writer::{WriteError, Writer};
 
 /// Bytes set aside for property names; QEMU's trees have some 1500.
@@ -22,6 +24,8 @@ pub struct HostTree<'a> {
     pub initrd: Option<Module<'a>>,
     /// RAM that the host must leave alone.
     pub reserved: PhysPages,
+    /// What is hidden for DMA's sake.
+    pub masters: &'a Masters<'a>,
 }
 
 /// Writes the host's tree into `buffer`; returns its bytes.
@@ -65,6 +69,7 @@ impl Copy<'_, '_> {
         for child in root.children() {
             match child.name {
                 name if Some(name) == self.dropped => {}
+                _ if self.host.masters.is_hidden(root, child) => {}
                 "chosen" => self.chosen(child)?,
                 "aliases" => self.aliases(child)?,
                 "reserved-memory" => {
@@ -188,9 +193,25 @@ impl Copy<'_, '_> {
 
     fn children(&mut self, node: FdtNode<'_, '_>) -> Result<(), WriteError> {
         for child in node.children() {
-            self.node(child)?;
+            if !self.host.masters.is_hidden(node, child) {
+                self.node(child)?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether a property names an SMMU, as `iommus` and `iommu-map` do.
+    fn leads_to_smmu(&self, property: &NodeProperty<'_>) -> bool {
+        let (row, phandle) = match property.name {
+            "iommus" => (8, 0),
+            "iommu-map" => (16, 4),
+            _ => return false,
+        };
+        let mut rows = property.value.chunks(row);
+        rows.any(|row| {
+            let phandle = row.get(phandle..phandle + 4).and_then(number);
+            phandle.is_some_and(|p| self.host.masters.is_smmu(p))
+        })
     }
 
     fn properties(
@@ -198,7 +219,10 @@ impl Copy<'_, '_> {
         node: FdtNode<'_, '_>,
         keep: impl Fn(&str) -> bool,
     ) -> Result<(), WriteError> {
-        for property in node.properties().filter(|p| keep(p.name)) {
+        for property in node.properties() {
+            if !keep(property.name) || self.leads_to_smmu(&property) {
+                continue;
+            }
             self.out.property(property.name, property.value)?;
         }
         Ok(())

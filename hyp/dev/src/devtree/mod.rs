@@ -1,12 +1,16 @@
-//! The device tree: what the firmware says about the machine (`read`), and the edited copy for the host (`host`).
+//! The device tree: what the firmware says about the machine (`read`, `masters`), and the edited copy for the host
+//! (`host`).
 //! The firmware is trusted, so the `fdt` crate may read its blob; nothing that host or guest wrote comes here.
 
+mod check;
 mod host;
+mod masters;
 mod read;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use host::{HostTree, write_host_tree};
+pub use masters::{HIDDEN_MAX, Masters, SmmuNode, Why};
 pub use read::{CPUS_MAX, Gic, Module, RAM_MAX, Tree, TreeError};
 pub use writer::WriteError;

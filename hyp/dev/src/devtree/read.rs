@@ -9,6 +9,8 @@ use porthole_core::addr::{PhysAddr, PhysPages};
 use porthole_core::hypervisor::CpuInfo;
 use thiserror::Error;
 
+use super::check::is_sound;
+
 /// Most CPUs.
 pub const CPUS_MAX: usize = 8;
 /// Most runs of RAM.
@@ -24,6 +26,9 @@ pub enum TreeError {
     /// No tree.
     #[error("no device tree at the address in x0; boot the flat image, not the ELF file")]
     NoTree,
+    /// A tree that breaks off, or whose nodes or names are broken.
+    #[error("the device tree is malformed")]
+    Malformed,
     /// No RAM.
     #[error("the device tree names no memory")]
     NoMemory,
@@ -80,7 +85,7 @@ impl<'a> Tree<'a> {
     /// Opens a tree after checking that its blocks lie inside the blob.
     ///
     /// # Errors
-    /// [`TreeError::NoTree`].
+    /// [`TreeError::NoTree`], [`TreeError::Malformed`].
     pub fn new(blob: &'a [u8]) -> Result<Self, TreeError> {
         let header = blob.first_chunk::<40>().ok_or(TreeError::NoTree)?;
         let size = Self::claimed_bytes(header)?;
@@ -97,6 +102,16 @@ impl<'a> Tree<'a> {
             || word(header, 16) as usize > size - 16
         {
             return Err(TreeError::NoTree);
+        }
+        let block = |start: usize, length: usize| {
+            let start = word(header, start) as usize;
+            blob.get(start..start.checked_add(word(header, length) as usize)?)
+        };
+        let (Some(structure), Some(strings)) = (block(8, 36), block(12, 32)) else {
+            return Err(TreeError::NoTree);
+        };
+        if !is_sound(structure, strings) {
+            return Err(TreeError::Malformed);
         }
         Fdt::new(blob)
             .map(|fdt| Self { fdt })
@@ -296,12 +311,12 @@ pub(super) fn is_compatible(node: FdtNode<'_, '_>, name: &str) -> bool {
 }
 
 /// A property as a string without its final NUL.
-fn text<'a>(node: FdtNode<'_, 'a>, property: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(node: FdtNode<'_, 'a>, property: &str) -> Option<&'a str> {
     let value = node.property(property)?.value;
     core::str::from_utf8(value.strip_suffix(&[0])?).ok()
 }
 
-fn enabled(node: FdtNode<'_, '_>) -> bool {
+pub(super) fn enabled(node: FdtNode<'_, '_>) -> bool {
     matches!(text(node, "status"), None | Some("okay" | "ok"))
 }
 
@@ -322,7 +337,7 @@ pub(super) fn cells(node: FdtNode<'_, '_>, property: &str, default: usize) -> us
 }
 
 /// The (address, size) pairs of `node`'s `reg`; none where the cells are not one or two.
-fn pairs<'a>(
+pub(super) fn pairs<'a>(
     parent: FdtNode<'_, 'a>,
     node: FdtNode<'_, 'a>,
 ) -> impl Iterator<Item = (u64, u64)> + use<'a> {

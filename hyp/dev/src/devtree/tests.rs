@@ -125,7 +125,9 @@ fn blob(machine: &Machine) -> Vec<u8> {
 fn edited(machine: &Machine, check: impl FnOnce(&Tree<'_>, &Fdt<'_>)) {
     let blob = blob(machine);
     let tree = Tree::new(&blob).unwrap();
+    let masters = tree.masters(|_| 0);
     let host = HostTree {
+        masters: &masters,
         kernel: tree.kernel().unwrap(),
         initrd: tree.initrd(),
         reserved: PhysPages::new(PhysAddr::new(0x4020_0000), 0x538).unwrap(),
@@ -310,7 +312,9 @@ fn the_hypervisors_memory_is_reserved() {
 fn a_buffer_too_small_is_refused_at_every_size() {
     let blob = blob(&QEMU);
     let tree = Tree::new(&blob).unwrap();
+    let masters = tree.masters(|_| 0);
     let host = HostTree {
+        masters: &masters,
         kernel: tree.kernel().unwrap(),
         initrd: None,
         reserved: PhysPages::new(PhysAddr::new(0x4020_0000), 1).unwrap(),

@@ -24,7 +24,7 @@ pub use event::Event;
 use event::EventQueue;
 pub use probe::{Abilities, Format, Unfit};
 use registers::{Base, Cr0, Cr1, Cr2, Gbpa, Registers, StrtabBaseCfg};
-pub use set::{Route, SMMUS_MAX, Smmus};
+pub use set::{ROUTES_MAX, Route, SMMUS_MAX, Smmus};
 pub use stream::{StageTwo, StreamError};
 use stream::{Entry, SPLIT, StreamTable};
 
