@@ -15,12 +15,13 @@ use porthole_core::addr::{PhysAddr, PhysPages};
 use porthole_core::hw::{Cpu, CpuId, Memory};
 use porthole_core::hypervisor::{BootConfig, Hypervisor};
 use porthole_core::tracker::PageEntry;
-use porthole_dev::devtree::{HostTree, Module, Tree, TreeError, write_host_tree};
+use porthole_dev::devtree::{HIDDEN_MAX, HostTree, Module, Tree, TreeError, write_host_tree};
 use porthole_dev::options::Options;
 use porthole_dev::pl011;
 use porthole_mem::{BootMemory, Ram};
 
 use crate::console;
+use crate::dma::Dma;
 use crate::fault::stop;
 use crate::layout::{self, Layout};
 use crate::machine::{Caches, Hardware};
@@ -138,10 +139,11 @@ fn start(
         ));
     };
     percpu::set_id(CpuId(boot_cpu as u8));
+    let dma = Dma::find(map, tree);
     map_machine(map, &ram, &image, tree);
     log::debug!("boot: RAM mapped");
 
-    let layout = layout::plan(&ram, &image).or_stop();
+    let layout = layout::plan(&ram, &image, dma.needs()).or_stop();
     let Some(kernel) = tree.kernel() else {
         stop(format_args!(
             "cannot start: no kernel for the host; with QEMU, add \
@@ -168,18 +170,37 @@ fn start(
     let old = PhysAddr::new(tree_address).page();
     taken.extend(PhysPages::new(old, layout::TREE_BYTES / PAGE_SIZE).ok());
     let place = layout::tree_place(&ram, &taken).or_stop();
-    write_tree(tree, place, kernel, initrd, layout.all, memory);
+    let host = HostTree {
+        kernel,
+        initrd,
+        reserved: layout.all,
+        masters: &dma.masters,
+    };
+    write_tree(tree, place, &host, memory);
     log::debug!("boot: device tree of the host written");
 
-    // SAFETY: the layout put both ranges behind the image, apart from each other and from all modules; the map has
+    let mut features = Features::empty();
+    features.set(Features::UNSAFE_DMA, options.unsafe_dma);
+    let hidden: ArrayVec<PhysPages, { HIDDEN_MAX + 1 }> = tree
+        .log_uart()
+        .and_then(uart_pages)
+        .into_iter()
+        .chain(dma.hidden.iter().copied())
+        .collect();
+    let smmus = dma.take(&layout.smmus, memory, &mut features);
+    // SAFETY: the layout put all ranges behind the image, apart from each other and from all modules; the map has
     // all RAM writable.
     let (mut machine, tracker) = unsafe {
         memory.zeroed::<u64>(layout.host_root, 1024);
+        if let Some(root) = layout.dma_root {
+            memory.zeroed::<u64>(root, 1024);
+        }
         (
             Hardware::new(
                 Ram::new(layout.pool, Caches),
                 cpus.clone(),
                 CpuId(boot_cpu as u8),
+                smmus,
             ),
             memory.zeroed::<PageEntry>(layout.tracker, layout.tracker_entries),
         )
@@ -187,10 +208,7 @@ fn start(
     log::debug!("boot: tracker, root and pool cleared");
     machine.find_redistributors(tree);
     machine.start_cpu();
-    let hidden: ArrayVec<PhysPages, 1> = tree.log_uart().and_then(uart_pages).into_iter().collect();
-    let mut features = Features::empty();
-    features.set(Features::UNSAFE_DMA, options.unsafe_dma);
-    features.set(Features::LOG_UART, !hidden.is_empty());
+    features.set(Features::LOG_UART, tree.log_uart().is_some());
     features.set(Features::DEBUG_BUILD, cfg!(debug_assertions));
     features.set(Features::TRNG, machine.has_random());
     let config = BootConfig {
@@ -200,8 +218,8 @@ fn start(
         cpus: &cpus,
         tracker,
         host_root: layout.host_root.start(),
-        dma_root: None,
-        doorbells: &[],
+        dma_root: layout.dma_root.map(|root| root.start()),
+        doorbells: &tree.doorbells(),
         features,
         slots: &SLOTS,
         log: &console::RING,
@@ -346,22 +364,10 @@ fn check_kernel(
     .or_stop()
 }
 
-fn write_tree(
-    tree: &Tree<'_>,
-    place: PhysAddr,
-    kernel: Module<'_>,
-    initrd: Option<Module<'_>>,
-    reserved: PhysPages,
-    memory: BootMemory,
-) {
+fn write_tree(tree: &Tree<'_>, place: PhysAddr, host: &HostTree<'_>, memory: BootMemory) {
     // SAFETY: `tree_place` found these 2 MiB of RAM free, and they are mapped writable.
     let buffer = unsafe { memory.bytes_mut(place, layout::TREE_BYTES as usize) };
-    let host = HostTree {
-        kernel,
-        initrd,
-        reserved,
-    };
-    write_host_tree(tree, &host, buffer).or_stop();
+    write_host_tree(tree, host, buffer).or_stop();
     cache::clean_invalidate(place, layout::TREE_BYTES);
 }
 

@@ -3,24 +3,28 @@
 
 use core::fmt;
 
+use arrayvec::ArrayVec;
 use porthole_abi::PAGE_SIZE;
 use porthole_arch::boot::Image;
 use porthole_core::addr::{PhysAddr, PhysPages};
 use porthole_core::tracker::PageEntry;
 use porthole_dev::devtree::Module;
+use porthole_dev::smmuv3::{Needs, SMMUS_MAX};
 use porthole_mem::Carver;
 
 /// Bytes of the pool beside its share of RAM: room for splitting where guests lie scattered.
 const POOL_BASE: u64 = 512 * 1024;
 /// The pool's share of RAM: one part in so many. Splitting a GiB of 2 MiB blocks takes a 512th of it.
 const POOL_SHARE: u64 = 1024;
+/// Bytes of the pool for the second-level tables of the map that devices have: one a GiB, and some for registers.
+const POOL_DMA: u64 = 64 * 1024;
 /// Concatenated root of the host's stage 2.
 const ROOT_BYTES: u64 = 8192;
 /// Bytes and alignment of the place for the host's device tree.
 pub const TREE_BYTES: u64 = 2 << 20;
 
 /// The hypervisor's memory: one run of RAM from the image on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Layout {
     /// All of it.
     pub all: PhysPages,
@@ -30,6 +34,10 @@ pub struct Layout {
     pub tracker_entries: usize,
     /// Root of the host's stage 2.
     pub host_root: PhysPages,
+    /// Root of the map that the host's devices have, if there is an SMMU.
+    pub dma_root: Option<PhysPages>,
+    /// Tables and queues of each SMMU.
+    pub smmus: ArrayVec<PhysPages, SMMUS_MAX>,
     /// Pool for the host's tables.
     pub pool: PhysPages,
 }
@@ -81,17 +89,38 @@ impl fmt::Display for LayoutError {
     }
 }
 
-/// Lays the hypervisor's memory out behind its image.
-pub fn plan(ram: &[PhysPages], image: &Image) -> Result<Layout, LayoutError> {
+/// Lays the hypervisor's memory out behind its image; `smmus` is what each SMMU needs.
+pub fn plan(
+    ram: &[PhysPages],
+    image: &Image,
+    smmus: impl Iterator<Item = Needs>,
+) -> Result<Layout, LayoutError> {
+    let mut smmus = smmus.peekable();
+    let has_smmu = smmus.peek().is_some();
     let pages: u64 = ram.iter().map(PhysPages::count).sum();
     let tracker_bytes = pages.saturating_mul(size_of::<PageEntry>() as u64);
-    let pool_bytes = (pages * PAGE_SIZE / POOL_SHARE).saturating_add(POOL_BASE);
+    let mut pool_bytes = (pages * PAGE_SIZE / POOL_SHARE).saturating_add(POOL_BASE);
+    if has_smmu {
+        pool_bytes += (pages * PAGE_SIZE).div_ceil(1 << 30) * PAGE_SIZE + POOL_DMA;
+    }
     let no_room = LayoutError::NoRoom {
         needed: tracker_bytes.saturating_add(pool_bytes),
     };
     let mut carver = Carver::new(image.end);
     let tracker = carver.take(tracker_bytes, PAGE_SIZE).ok_or(no_room)?;
     let host_root = carver.take(ROOT_BYTES, ROOT_BYTES).ok_or(no_room)?;
+    let mut dma_root = None;
+    if has_smmu {
+        dma_root = Some(carver.take(ROOT_BYTES, ROOT_BYTES).ok_or(no_room)?);
+    }
+    let smmus = smmus
+        .take(SMMUS_MAX)
+        .map(|needs| {
+            carver
+                .take(needs.pages * PAGE_SIZE, needs.align)
+                .ok_or(no_room)
+        })
+        .collect::<Result<_, _>>()?;
     let pool = carver.take(pool_bytes, PAGE_SIZE).ok_or(no_room)?;
     let count = (carver.end().raw() - image.start.raw()) / PAGE_SIZE;
     let all = PhysPages::new(image.start, count).map_err(|_| no_room)?;
@@ -103,6 +132,8 @@ pub fn plan(ram: &[PhysPages], image: &Image) -> Result<Layout, LayoutError> {
         tracker,
         tracker_entries: pages as usize,
         host_root,
+        dma_root,
+        smmus,
         pool,
     })
 }

@@ -1,8 +1,8 @@
-//! The machine as core sees it: memory from `mem`, TLB, CPU and firmware from `arch`.
+//! The machine as core sees it: memory from `mem`, TLB, CPU and firmware from `arch`, SMMUs from `dev`.
 //! No decision is made here; each trait method goes straight to the part that does it.
 
 use arrayvec::ArrayVec;
-use porthole_abi::{Error, FunctionId};
+use porthole_abi::{Error, FunctionId, NO_ADDRESS};
 use porthole_arch::cache;
 use porthole_arch::percpu::CPUS_MAX;
 use porthole_arch::tlb::StageTwoTlb;
@@ -10,7 +10,10 @@ use porthole_arch::{boot, firmware};
 use porthole_core::addr::{Ipa, PhysAddr};
 use porthole_core::hw::{CpuId, Dma, DmaEvent, DmaRegime, Firmware, Memory, Tlb, Vmid};
 use porthole_core::hypervisor::CpuInfo;
+use porthole_dev::smmuv3::{Fault, Mmio, Smmus, StageTwo, StreamError};
 use porthole_mem::{CacheMaintenance, PageBox, Ram};
+
+use crate::fault::stop;
 
 /// Data caches of the machine.
 pub struct Caches;
@@ -29,17 +32,25 @@ pub struct Hardware {
     pub cpus: ArrayVec<CpuInfo, CPUS_MAX>,
     /// The CPU that booted: it has the first stack.
     pub boot_cpu: CpuId,
+    /// SMMUs, all of EL2's own.
+    pub smmus: Smmus<Mmio>,
     /// RD_base of each CPU's redistributor.
     pub redistributors: [Option<PhysAddr>; CPUS_MAX],
 }
 
 impl Hardware {
     /// A machine whose redistributors are still to be found.
-    pub fn new(ram: Ram<Caches>, cpus: ArrayVec<CpuInfo, CPUS_MAX>, boot_cpu: CpuId) -> Self {
+    pub fn new(
+        ram: Ram<Caches>,
+        cpus: ArrayVec<CpuInfo, CPUS_MAX>,
+        boot_cpu: CpuId,
+        smmus: Smmus<Mmio>,
+    ) -> Self {
         Self {
             ram,
             cpus,
             boot_cpu,
+            smmus,
             redistributors: [None; CPUS_MAX],
         }
     }
@@ -116,24 +127,64 @@ impl Tlb for Hardware {
     }
 }
 
-/// A machine without SMMU.
+/// A regime as the SMMUs take it.
+fn stage_two(regime: &DmaRegime) -> StageTwo {
+    StageTwo {
+        root: regime.root,
+        vmid: regime.vmid.0,
+        vtcr: regime.geometry.vtcr(),
+    }
+}
+
+/// Nothing that the host does makes an SMMU fail; nothing is known about the devices behind one that did.
+fn or_stop<T>(result: Result<T, Fault>) -> T {
+    result.unwrap_or_else(|fault| stop(format_args!("fatal: SMMU: {fault}")))
+}
+
 impl Dma for Hardware {
     fn dma_in_place(&self) -> bool {
-        false
+        self.smmus.in_place()
     }
 
-    fn dma_start(&self, _host: DmaRegime) {}
-
-    fn dma_attach(&self, _function: FunctionId, _regime: DmaRegime) -> Result<(), Error> {
-        Err(Error::BadStream)
+    fn dma_start(&self, host: DmaRegime) {
+        if let Err((index, why)) = self.smmus.start(&stage_two(&host)) {
+            stop(format_args!("fatal: SMMU {index}: {why}"));
+        }
     }
 
-    fn dma_detach(&self, _function: FunctionId) {}
+    fn dma_attach(&self, function: FunctionId, regime: DmaRegime) -> Result<(), Error> {
+        let page = || self.ram.alloc_page();
+        let release = |page| self.ram.free_page(page);
+        let result = self
+            .smmus
+            .set_function(function, Some(&stage_two(&regime)), page, release);
+        or_stop(result).map_err(|error| match error {
+            StreamError::NoStream => Error::BadStream,
+            StreamError::NoPage => Error::NoMemory,
+        })
+    }
 
-    fn dma_flush(&self, _vmid: Vmid, _ipa: Ipa, _pages: u64) {}
+    fn dma_detach(&self, function: FunctionId) {
+        let release = |page| self.ram.free_page(page);
+        let result = self.smmus.set_function(function, None, || None, release);
+        // Core detaches only what it attached.
+        let _ = or_stop(result);
+    }
+
+    fn dma_flush(&self, vmid: Vmid, ipa: Ipa, pages: u64) {
+        or_stop(self.smmus.flush(vmid.0, ipa, pages));
+    }
 
     fn dma_event(&self) -> Option<DmaEvent> {
-        None
+        let (smmu, event) = self.smmus.event()?;
+        Some(DmaEvent {
+            smmu,
+            stream: event.stream,
+            function: self.smmus.function(smmu, event.stream),
+            kind: event.kind,
+            address: event.address.unwrap_or(NO_ADDRESS),
+            write: event.write,
+        })
     }
 }
 

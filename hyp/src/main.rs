@@ -6,6 +6,7 @@
 mod boot;
 mod console;
 mod cpu;
+mod dma;
 mod fault;
 mod layout;
 mod machine;

@@ -25,6 +25,11 @@ pub fn clean_invalidate(start: PhysAddr, bytes: u64) {
         unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
         at += step;
     }
+    barrier();
+}
+
+/// Orders all accesses before it, of any kind of memory, before all after it, for devices too.
+pub fn barrier() {
     // SAFETY: a barrier.
     unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }

@@ -1,4 +1,4 @@
-//! Devices that EL2 drives itself (PL011, the GICv3's own interrupts), the device tree in which it finds them,
+//! Devices that EL2 drives itself (PL011, SMMUv3, the GICv3's own interrupts), the device tree in which it finds them,
 //! and the command line. What the host may reach of a device is decided in core.
 #![cfg_attr(not(test), no_std)]
 
@@ -7,3 +7,4 @@ pub mod gicv3;
 pub mod options;
 pub mod pl011;
 pub mod smmuv3;
+pub mod virtio_mmio;

@@ -47,6 +47,8 @@ pub struct SmmuNode<'a> {
     pub base: PhysAddr,
     /// Its bytes.
     pub bytes: u64,
+    /// The firmware lets it be used.
+    pub enabled: bool,
     phandle: Option<u64>,
 }
 
@@ -143,7 +145,10 @@ impl<'a> Frame<'a> {
     fn pages(&self) -> (u64, u64) {
         let end = self.base.saturating_add(self.bytes.max(1));
         let end = end.checked_next_multiple_of(PAGE_SIZE);
-        (self.base & !(PAGE_SIZE - 1), end.unwrap_or(u64::MAX & !(PAGE_SIZE - 1)))
+        (
+            self.base & !(PAGE_SIZE - 1),
+            end.unwrap_or(u64::MAX & !(PAGE_SIZE - 1)),
+        )
     }
 
     fn meets(&self, other: &Self) -> bool {
@@ -173,12 +178,7 @@ fn cell_list<const N: usize>(value: &[u8]) -> Option<impl Iterator<Item = [u32; 
     (!value.is_empty() && value.len().is_multiple_of(4 * N)).then(|| {
         value.chunks_exact(4 * N).map(|row| {
             let mut cells = row.chunks_exact(4);
-            core::array::from_fn(|_| {
-                cells
-                    .next()
-                    .and_then(number)
-                    .map_or(0, |cell| cell as u32)
-            })
+            core::array::from_fn(|_| cells.next().and_then(number).map_or(0, |cell| cell as u32))
         })
     })
 }
@@ -267,7 +267,8 @@ impl<'a> Masters<'a> {
                     name: node.name,
                     base: PhysAddr::new(base),
                     bytes,
-                    phandle: phandle.filter(|_| enabled(node)),
+                    enabled: enabled(node),
+                    phandle,
                 };
                 if self.smmus.try_push(smmu).is_err() {
                     self.add_outside(node.name, Why::TooMany("SMMUs"));
@@ -368,7 +369,7 @@ impl<'a> Masters<'a> {
     fn smmu(&self, phandle: u64) -> Result<u8, Why> {
         self.smmus
             .iter()
-            .position(|s| s.phandle == Some(phandle))
+            .position(|s| s.enabled && s.phandle == Some(phandle))
             .map(|index| index as u8)
             .ok_or(Why::Foreign(phandle))
     }

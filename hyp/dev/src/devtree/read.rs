@@ -17,6 +17,8 @@ pub const CPUS_MAX: usize = 8;
 pub const RAM_MAX: usize = 8;
 /// Most redistributor regions.
 const REDISTRIBUTORS_MAX: usize = 4;
+/// Most ITSs.
+pub const DOORBELLS_MAX: usize = 4;
 /// Largest tree (Linux, Documentation/arch/arm64/booting.rst).
 const TREE_MAX: usize = 2 << 20;
 
@@ -214,6 +216,24 @@ impl<'a> Tree<'a> {
             return Err(TreeError::NoGic);
         }
         Ok(Gic { redistributors })
+    }
+
+    /// Pages that devices write message-signalled interrupts to: GITS_TRANSLATER of each ITS, in its second 64 KiB.
+    pub fn doorbells(&self) -> ArrayVec<PhysAddr, DOORBELLS_MAX> {
+        const TRANSLATER_FRAME: u64 = 0x1_0000;
+        let gic = self.root().and_then(|root| {
+            root.children()
+                .find(|n| is_compatible(*n, "arm,gic-v3") && enabled(*n))
+        });
+        gic.into_iter()
+            .flat_map(|gic| {
+                gic.children()
+                    .filter(|n| is_compatible(*n, "arm,gic-v3-its") && enabled(*n))
+                    .filter_map(move |its| pairs(gic, its).next())
+            })
+            .filter_map(|(base, _)| PhysAddr::new(base).checked_add(TRANSLATER_FRAME))
+            .take(DOORBELLS_MAX)
+            .collect()
     }
 
     /// The PL011 that `stdout-path` names.

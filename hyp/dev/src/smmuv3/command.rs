@@ -210,7 +210,11 @@ pub(super) fn invalidations(
             return None;
         }
         // The largest power of two that divides the rest, up to 32 of them (4.4.1.1).
-        let scale = if range { left.trailing_zeros().min(31) } else { 0 };
+        let scale = if range {
+            left.trailing_zeros().min(31)
+        } else {
+            0
+        };
         let units = if range { (left >> scale).min(32) } else { 1 };
         let command = Command::TlbiS2Ipa {
             vmid,

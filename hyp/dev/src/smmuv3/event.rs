@@ -22,8 +22,8 @@ pub struct Event {
     pub kind: u8,
     /// Who.
     pub stream: u32,
-    /// Input address, 0 where the record has none.
-    pub address: u64,
+    /// Input address, where the record has one.
+    pub address: Option<u64>,
     /// It was a write.
     pub write: bool,
 }
@@ -33,7 +33,7 @@ impl Event {
     pub const LOST: Self = Self {
         kind: 0,
         stream: 0,
-        address: 0,
+        address: None,
         write: false,
     };
 
@@ -44,7 +44,7 @@ impl Event {
         Self {
             kind,
             stream: (words[0] >> 32) as u32,
-            address: if of_access { words[2] } else { 0 },
+            address: of_access.then_some(words[2]),
             write: of_access && words[1] & 1 << 35 == 0,
         }
     }

@@ -25,8 +25,8 @@ use event::EventQueue;
 pub use probe::{Abilities, Format, Unfit};
 use registers::{Base, Cr0, Cr1, Cr2, Gbpa, Registers, StrtabBaseCfg};
 pub use set::{ROUTES_MAX, Route, SMMUS_MAX, Smmus};
-pub use stream::{StageTwo, StreamError};
 use stream::{Entry, SPLIT, StreamTable};
+pub use stream::{StageTwo, StreamError};
 
 /// Bytes of the register frame: pages 0 and 1, 64 KiB each.
 pub const FRAME_BYTES: u64 = 0x2_0000;

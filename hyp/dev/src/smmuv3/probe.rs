@@ -29,7 +29,9 @@ pub enum Unfit {
     #[error("it has architecture revision {0}.{1}, and only SMMUv3 (0.x) is known")]
     Version(u32, u32),
     /// IDR0.S2P.
-    #[error("it has no stage 2 (IDR0.S2P is 0); with QEMU, use machine virt-9.2 or later without arm-smmuv3.stage=1")]
+    #[error(
+        "it has no stage 2 (IDR0.S2P is 0); with QEMU, use machine virt-9.2 or later without arm-smmuv3.stage=1"
+    )]
     NoStageTwo,
     /// IDR0.TTF.
     #[error("it does not walk AArch64 tables (IDR0.TTF is {0})")]
@@ -50,7 +52,9 @@ pub enum Unfit {
     #[error("it has no 4 KiB granule (IDR5.GRAN4K is 0)")]
     Granule,
     /// IDR5.OAS.
-    #[error("it reaches {has} address bits (IDR5.OAS), and {needs} are needed; give the machine less memory")]
+    #[error(
+        "it reaches {has} address bits (IDR5.OAS), and {needs} are needed; give the machine less memory"
+    )]
     OutputSize {
         /// Bits that it has.
         has: u32,
@@ -58,7 +62,9 @@ pub enum Unfit {
         needs: u32,
     },
     /// IDR1.SIDSIZE.
-    #[error("it knows {has} bits of stream numbers (IDR1.SIDSIZE), and the device tree's iommu-map needs {needs}")]
+    #[error(
+        "it knows {has} bits of stream numbers (IDR1.SIDSIZE), and the device tree's iommu-map needs {needs}"
+    )]
     StreamBits {
         /// Bits that it has.
         has: u32,
@@ -66,7 +72,9 @@ pub enum Unfit {
         needs: u32,
     },
     /// The stream table would be larger than Porthole makes one.
-    #[error("its stream table would need {needs} bits of stream numbers, and {limit} are the most for its format")]
+    #[error(
+        "its stream table would need {needs} bits of stream numbers, and {limit} are the most for its format"
+    )]
     TableSize {
         /// Bits that the device tree needs.
         needs: u32,
@@ -91,8 +99,6 @@ pub struct Abilities {
     pub range: bool,
     /// IDR5.OAS, encoded as PARange is.
     pub oas: u32,
-    /// It has 16-bit VMIDs.
-    pub vmid16: bool,
     pub(super) hyp: bool,
     pub(super) log2_commands: u32,
     pub(super) log2_events: u32,
@@ -115,7 +121,10 @@ impl Abilities {
         let registers = Registers(bus);
         let aidr = registers.aidr().extract();
         if aidr.read(Aidr::MAJOR) != 0 {
-            return Err(Unfit::Version(aidr.read(Aidr::MAJOR), aidr.read(Aidr::MINOR)));
+            return Err(Unfit::Version(
+                aidr.read(Aidr::MAJOR),
+                aidr.read(Aidr::MINOR),
+            ));
         }
         let idr0 = registers.idr0().extract();
         if !idr0.is_set(Idr0::S2P) {
@@ -170,7 +179,6 @@ impl Abilities {
             bbml: idr3.read(Idr3::BBML) as u8,
             range: idr3.is_set(Idr3::RIL),
             oas,
-            vmid16: idr0.is_set(Idr0::VMID16),
             hyp: idr0.is_set(Idr0::HYP),
             log2_commands: idr1.read(Idr1::CMDQS),
             log2_events: idr1.read(Idr1::EVENTQS),

@@ -16,12 +16,8 @@ register_bitfields![u32,
         STALL_MODEL OFFSET(24) NUMBITS(2) [Both = 0, Terminate = 1, Forced = 2],
         /// Endianness of tables.
         TTENDIAN OFFSET(21) NUMBITS(2) [Mixed = 0, Little = 2, Big = 3],
-        /// 16-bit VMIDs.
-        VMID16 OFFSET(18) NUMBITS(1) [],
         /// It has contexts of EL2.
         HYP OFFSET(9) NUMBITS(1) [],
-        /// It takes part in the CPUs' TLB maintenance.
-        BTM OFFSET(5) NUMBITS(1) [],
         /// Table walks and queues are coherent.
         COHACC OFFSET(4) NUMBITS(1) [],
         /// Formats of tables; bit 1 is AArch64.
