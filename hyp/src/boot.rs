@@ -18,6 +18,7 @@ use porthole_core::tracker::PageEntry;
 use porthole_dev::devtree::{HIDDEN_MAX, HostTree, Module, Tree, TreeError, write_host_tree};
 use porthole_dev::options::Options;
 use porthole_dev::pl011;
+use porthole_dev::smmuv3::{Mmio, Smmus};
 use porthole_mem::{BootMemory, Ram};
 
 use crate::console;
@@ -123,6 +124,16 @@ struct Start {
     tree: PhysAddr,
 }
 
+/// What is decided before core runs.
+struct Plan {
+    layout: Layout,
+    host: Start,
+    smmus: Smmus<Mmio>,
+    /// Registers that the host does not reach.
+    hidden: ArrayVec<PhysPages, { HIDDEN_MAX + 1 }>,
+    features: Features,
+}
+
 fn start(
     map: &mut Map,
     tree: &Tree<'_>,
@@ -130,7 +141,6 @@ fn start(
     options: Options,
     memory: BootMemory,
 ) -> Start {
-    let image = boot::image();
     let ram = tree.ram().or_stop();
     let cpus = tree.cpus().or_stop();
     let Some(boot_cpu) = cpus.iter().position(|c| c.mpidr == percpu::affinity()) else {
@@ -139,55 +149,13 @@ fn start(
         ));
     };
     percpu::set_id(CpuId(boot_cpu as u8));
-    let dma = Dma::find(map, tree);
-    map_machine(map, &ram, &image, tree);
-    log::debug!("boot: RAM mapped");
-
-    let layout = layout::plan(&ram, &image, dma.needs()).or_stop();
-    let Some(kernel) = tree.kernel() else {
-        stop(format_args!(
-            "cannot start: no kernel for the host; with QEMU, add \
-             -device guest-loader,addr=0x4c000000,kernel=Image,bootargs=..."
-        ));
-    };
-    let initrd = tree.initrd();
-    let mut taken = ArrayVec::<PhysPages, 4>::new();
-    taken.push(layout.all);
-    let kernel_pages = check_kernel(&kernel, &ram, &layout, memory);
-    taken.push(kernel_pages);
-    if let Some(initrd) = initrd {
-        let pages = layout::module_pages("initrd", &initrd, initrd.bytes.max(1), &ram, &layout.all)
-            .or_stop();
-        if pages.overlaps(&kernel_pages) {
-            stop(format_args!(
-                "cannot start: {}",
-                layout::LayoutError::ModulesOverlap(initrd.start)
-            ));
-        }
-        taken.push(pages);
-    }
-    // The tree is read while its copy is written.
-    let old = PhysAddr::new(tree_address).page();
-    taken.extend(PhysPages::new(old, layout::TREE_BYTES / PAGE_SIZE).ok());
-    let place = layout::tree_place(&ram, &taken).or_stop();
-    let host = HostTree {
-        kernel,
-        initrd,
-        reserved: layout.all,
-        masters: &dma.masters,
-    };
-    write_tree(tree, place, &host, memory);
-    log::debug!("boot: device tree of the host written");
-
-    let mut features = Features::empty();
-    features.set(Features::UNSAFE_DMA, options.unsafe_dma);
-    let hidden: ArrayVec<PhysPages, { HIDDEN_MAX + 1 }> = tree
-        .log_uart()
-        .and_then(uart_pages)
-        .into_iter()
-        .chain(dma.hidden.iter().copied())
-        .collect();
-    let smmus = dma.take(&layout.smmus, memory, &mut features);
+    let Plan {
+        layout,
+        host,
+        smmus,
+        hidden,
+        mut features,
+    } = plan(map, tree, tree_address, &ram, options, memory);
     // SAFETY: the layout put all ranges behind the image, apart from each other and from all modules; the map has
     // all RAM writable.
     let (mut machine, tracker) = unsafe {
@@ -227,15 +195,79 @@ fn start(
     log::debug!("boot: CPU ready");
     let tables = install(machine, config);
     banner(&ram, cpus.len(), &layout, tables, features);
+    host
+}
+
+/// Lays memory out, writes the host's tree, and takes the SMMUs over: no device does DMA until core lets it. A function
+/// of its own, since what the tree says about devices is large and would stay on the stack below core.
+#[inline(never)]
+fn plan(
+    map: &mut Map,
+    tree: &Tree<'_>,
+    tree_address: u64,
+    ram: &[PhysPages],
+    options: Options,
+    memory: BootMemory,
+) -> Plan {
+    let image = boot::image();
+    let dma = Dma::find(map, tree);
+    map_machine(map, ram, &image, tree);
+    log::debug!("boot: RAM mapped");
+    let layout = layout::plan(ram, &image, dma.needs()).or_stop();
+    let Some(kernel) = tree.kernel() else {
+        stop(format_args!(
+            "cannot start: no kernel for the host; with QEMU, add \
+             -device guest-loader,addr=0x4c000000,kernel=Image,bootargs=..."
+        ));
+    };
+    let initrd = tree.initrd();
+    let mut taken = ArrayVec::<PhysPages, 4>::new();
+    taken.push(layout.all);
+    let kernel_pages = check_kernel(&kernel, ram, &layout, memory);
+    taken.push(kernel_pages);
+    if let Some(initrd) = initrd {
+        let pages = layout::module_pages("initrd", &initrd, initrd.bytes.max(1), ram, &layout.all)
+            .or_stop();
+        if pages.overlaps(&kernel_pages) {
+            stop(format_args!(
+                "cannot start: {}",
+                layout::LayoutError::ModulesOverlap(initrd.start)
+            ));
+        }
+        taken.push(pages);
+    }
+    // The tree is read while its copy is written.
+    let old = PhysAddr::new(tree_address).page();
+    taken.extend(PhysPages::new(old, layout::TREE_BYTES / PAGE_SIZE).ok());
+    let place = layout::tree_place(ram, &taken).or_stop();
+    let host = HostTree {
+        kernel,
+        initrd,
+        reserved: layout.all,
+        masters: &dma.masters,
+    };
+    write_tree(tree, place, &host, memory);
     log::info!(
         "host: kernel at {}, {} bytes; initrd {}; device tree at {place}",
         kernel.start,
         kernel.bytes,
         initrd.map_or(0, |i| i.bytes)
     );
-    Start {
-        kernel: kernel.start,
-        tree: place,
+    let mut features = Features::empty();
+    features.set(Features::UNSAFE_DMA, options.unsafe_dma);
+    let log_uart = tree.log_uart().and_then(uart_pages);
+    Plan {
+        hidden: log_uart
+            .into_iter()
+            .chain(dma.hidden.iter().copied())
+            .collect(),
+        smmus: dma.take(&layout.smmus, memory, &mut features),
+        layout,
+        host: Start {
+            kernel: kernel.start,
+            tree: place,
+        },
+        features,
     }
 }
 

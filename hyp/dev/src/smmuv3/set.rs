@@ -8,9 +8,9 @@ use porthole_core::addr::{Ipa, PhysAddr};
 use super::{Bus, Event, Fault, Smmu, StageTwo, StreamError, Unfit};
 
 /// Most SMMUs.
-pub const SMMUS_MAX: usize = 8;
+pub const SMMUS_MAX: usize = 4;
 /// Most runs of streams.
-pub const ROUTES_MAX: usize = 32;
+pub const ROUTES_MAX: usize = 16;
 
 /// A run of streams of one SMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
