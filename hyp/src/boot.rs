@@ -128,7 +128,7 @@ struct Start {
 struct Plan {
     layout: Layout,
     host: Start,
-    smmus: Smmus<Mmio>,
+    smmus: &'static Smmus<Mmio>,
     /// Registers that the host does not reach.
     hidden: ArrayVec<PhysPages, { HIDDEN_MAX + 1 }>,
     features: Features,

@@ -15,6 +15,8 @@ use porthole_dev::smmuv3::{self, Abilities, Cpu, Mmio, Needs, SMMUS_MAX, Smmu, S
 use porthole_dev::virtio_mmio;
 use porthole_mem::BootMemory;
 
+use crate::SMMUS;
+
 const ID_AA64MMFR0: SysReg = SysReg::new(3, 0, 0, 7, 0);
 
 /// An SMMU that can do what is needed.
@@ -128,12 +130,13 @@ impl<'a> Dma<'a> {
     }
 
     /// Takes the SMMUs over, each with its run of `memory`.
+    #[inline(never)]
     pub fn take(
         self,
         memory: &[PhysPages],
         boot: BootMemory,
         features: &mut Features,
-    ) -> Smmus<Mmio> {
+    ) -> &'static Smmus<Mmio> {
         let Self {
             masters,
             fit,
@@ -177,7 +180,7 @@ impl<'a> Dma<'a> {
                 "protected VMs are refused; porthole.allow_unsafe_dma on the hypervisor's command line allows them"
             );
         }
-        Smmus::new(smmus, masters.routes)
+        SMMUS.call_once(|| Smmus::new(smmus, masters.routes))
     }
 }
 

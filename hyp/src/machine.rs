@@ -33,7 +33,7 @@ pub struct Hardware {
     /// The CPU that booted: it has the first stack.
     pub boot_cpu: CpuId,
     /// SMMUs, all of EL2's own.
-    pub smmus: Smmus<Mmio>,
+    pub smmus: &'static Smmus<Mmio>,
     /// RD_base of each CPU's redistributor.
     pub redistributors: [Option<PhysAddr>; CPUS_MAX],
 }
@@ -44,7 +44,7 @@ impl Hardware {
         ram: Ram<Caches>,
         cpus: ArrayVec<CpuInfo, CPUS_MAX>,
         boot_cpu: CpuId,
-        smmus: Smmus<Mmio>,
+        smmus: &'static Smmus<Mmio>,
     ) -> Self {
         Self {
             ram,

@@ -15,9 +15,12 @@ mod traps;
 use machine::Hardware;
 use porthole_core::hypervisor::Hypervisor;
 use porthole_core::vm::Slots;
+use porthole_dev::smmuv3::{Mmio, Smmus};
 use spin::Once;
 
 /// Porthole, from the moment before the host starts.
 static HYPERVISOR: Once<Hypervisor<Hardware>> = Once::new();
+/// SMMUs of the machine, none before they are taken over.
+static SMMUS: Once<Smmus<Mmio>> = Once::new();
 /// Its VMs.
 static SLOTS: Slots<Hardware> = Slots::new();
