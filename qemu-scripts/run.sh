@@ -124,7 +124,7 @@ else
     guest_modules "$KERNEL_DIR/Image" "$BOOTARGS" "$INITRD"
     HYP_IMAGE="$PORTHOLE_OUT/$PROFILE/hyp/porthole-hyp.bin"
     [ -r "$HYP_IMAGE" ] || die "missing $HYP_IMAGE; run without --no-build"
-    QEMU_ARGS=("${MACHINE_ARGS[@]}" -kernel "$HYP_IMAGE" -append "$HYP_OPTIONS${HYP_ARGS:+ $HYP_ARGS}" "${MODULE_ARGS[@]}")
+    QEMU_ARGS=("${MACHINE_ARGS[@]}" -kernel "$HYP_IMAGE" -append "$HYP_ARGS" "${MODULE_ARGS[@]}")
 fi
 if [ -n "${TRACE:-}" ]; then
     EXTRA+=(-d "$TRACE" -D "$PORTHOLE_OUT/trace.log")

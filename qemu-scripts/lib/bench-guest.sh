@@ -22,7 +22,7 @@ bench_guest() {
     guest_modules "$KERNEL_DIR/Image" "console=ttyAMA0 panic=-1 loglevel=4" "$RUN_DIR/initrd"
     say "counting instructions; the host boots first, which takes a while"
     output=$(run_batch "$mark" "$console" command "$BENCH_SECONDS" "${MACHINE_ARGS[@]}" "${BENCH_COUNT[@]}" \
-        -kernel "$PORTHOLE_OUT/release/hyp/porthole-hyp.bin" -append "$HYP_OPTIONS" "${MODULE_ARGS[@]}" -no-reboot \
+        -kernel "$PORTHOLE_OUT/release/hyp/porthole-hyp.bin" "${MODULE_ARGS[@]}" -no-reboot \
         -serial stdio -serial "file:$BENCH_OUT/guest.hyp") || status=$?
     printf '%s\n' "$output" >"$BENCH_OUT/guest.txt"
     if [ "$status" -ne 0 ]; then

@@ -43,10 +43,6 @@ check_cpu() {
 # doubled TEXT: commas as QEMU's option parser wants them.
 doubled() { printf '%s\n' "${1//,/,,}"; }
 
-# The hypervisor's command line: the SMMU is still the host's, so it must be told to create protected VMs at all.
-# shellcheck disable=SC2034 # for whoever starts QEMU
-HYP_OPTIONS="porthole.allow_unsafe_dma"
-
 # machine_args MACHINE-OPTIONS CPU SMP MEM: sets MACHINE_ARGS, the part that every run has.
 machine_args() {
     # shellcheck disable=SC2034 # the caller reads it

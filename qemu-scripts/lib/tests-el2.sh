@@ -15,7 +15,7 @@ hostile_run() {
     guest_modules "$PORTHOLE_OUT/$profile/tests/hostile-host.bin" "hostile" 
     : >"$base.console"
     timeout "$EL2_SECONDS" qemu-system-aarch64 "${MACHINE_ARGS[@]}" \
-        -kernel "$PORTHOLE_OUT/$profile/hyp/porthole-hyp.bin" -append "$HYP_OPTIONS" "${MODULE_ARGS[@]}" -no-reboot \
+        -kernel "$PORTHOLE_OUT/$profile/hyp/porthole-hyp.bin" "${MODULE_ARGS[@]}" -no-reboot \
         -serial "file:$base.console" -serial "file:$base.hyp" </dev/null || status=$?
     while IFS= read -r line || [ -n "$line" ]; do
         line=${line%$'\r'}

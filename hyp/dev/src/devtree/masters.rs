@@ -15,8 +15,10 @@ use crate::smmuv3::{ROUTES_MAX, Route, SMMUS_MAX};
 const OUTSIDE_MAX: usize = 8;
 /// Most runs of pages that the host loses for DMA's sake.
 pub const HIDDEN_MAX: usize = 16;
-/// Most register frames that are hidden.
-const FRAMES_MAX: usize = 64;
+/// Most runs of registers that are hidden.
+const FRAMES_MAX: usize = 16;
+/// Most register frames of devices that the host keeps.
+const KEPT_MAX: usize = 32;
 /// Requester ids of a PCI segment.
 const REQUESTERS: u64 = 0x1_0000;
 /// Deepest simple-bus.
@@ -118,7 +120,7 @@ pub struct Masters<'a> {
     /// Frames that the host is not to see: SMMUs, fw_cfg, virtio-mmio transports without a device.
     hidden: ArrayVec<Frame<'a>, FRAMES_MAX>,
     /// Frames of devices that it keeps.
-    kept: ArrayVec<Frame<'a>, FRAMES_MAX>,
+    kept: ArrayVec<Frame<'a>, KEPT_MAX>,
 }
 
 /// Registers of a device.
@@ -147,8 +149,20 @@ impl<'a> Frame<'a> {
         let end = end.checked_next_multiple_of(PAGE_SIZE);
         (
             self.base & !(PAGE_SIZE - 1),
-            end.unwrap_or(u64::MAX & !(PAGE_SIZE - 1)),
+            end.unwrap_or(!(PAGE_SIZE - 1)),
         )
+    }
+
+    /// Takes in a frame of the same kind that lies right behind or before this one; false if it does not.
+    fn join(&mut self, other: &Self) -> bool {
+        let is_behind = self.base.checked_add(self.bytes) == Some(other.base);
+        let is_before = other.base.checked_add(other.bytes) == Some(self.base);
+        if self.is_master || other.is_master || !(is_behind || is_before) {
+            return false;
+        }
+        self.base = self.base.min(other.base);
+        self.bytes += other.bytes;
+        true
     }
 
     fn meets(&self, other: &Self) -> bool {
@@ -232,9 +246,10 @@ impl<'a> Masters<'a> {
             return true;
         }
         is_compatible(node, VIRTIO_MMIO)
-            && pairs(parent, node)
-                .next()
-                .is_some_and(|(base, _)| self.hidden.iter().any(|frame| frame.base == base))
+            && pairs(parent, node).next().is_some_and(|(base, _)| {
+                let holds = |frame: &Frame<'_>| base.wrapping_sub(frame.base) < frame.bytes;
+                self.hidden.iter().any(holds)
+            })
     }
 
     /// Whether a phandle is that of an SMMU, which the host does not see.
@@ -280,7 +295,9 @@ impl<'a> Masters<'a> {
     }
 
     fn hide(&mut self, frame: Frame<'a>) {
-        if self.hidden.try_push(frame).is_err() {
+        // QEMU has 32 virtio-mmio transports in a row.
+        let joined = self.hidden.last_mut().is_some_and(|last| last.join(&frame));
+        if !joined && self.hidden.try_push(frame).is_err() {
             self.add_outside(frame.name, Why::TooMany("registers to hide"));
         }
     }
