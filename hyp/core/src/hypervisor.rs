@@ -21,7 +21,7 @@ use crate::tracker::{PageEntry, RAM_RANGES_MAX};
 use crate::vm::Slots;
 
 /// Most physical CPUs.
-pub const CPUS_MAX: usize = 64;
+pub const CPUS_MAX: usize = 16;
 
 /// A physical CPU, as the device tree names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
