@@ -7,6 +7,7 @@ use fdt::node::FdtNode;
 use porthole_abi::PAGE_SIZE;
 use porthole_core::addr::{PhysAddr, PhysPages};
 use porthole_core::hypervisor::CpuInfo;
+use porthole_core::memory::DOORBELLS_MAX;
 use thiserror::Error;
 
 use super::check::is_sound;
@@ -17,8 +18,6 @@ pub const CPUS_MAX: usize = 8;
 pub const RAM_MAX: usize = 8;
 /// Most redistributor regions.
 const REDISTRIBUTORS_MAX: usize = 4;
-/// Most ITSs.
-pub const DOORBELLS_MAX: usize = 4;
 /// Largest tree (Linux, Documentation/arch/arm64/booting.rst).
 const TREE_MAX: usize = 2 << 20;
 
@@ -219,21 +218,26 @@ impl<'a> Tree<'a> {
     }
 
     /// Pages that devices write message-signalled interrupts to: GITS_TRANSLATER of each ITS, in its second 64 KiB.
+    /// Ascending.
     pub fn doorbells(&self) -> ArrayVec<PhysAddr, DOORBELLS_MAX> {
         const TRANSLATER_FRAME: u64 = 0x1_0000;
         let gic = self.root().and_then(|root| {
             root.children()
                 .find(|n| is_compatible(*n, "arm,gic-v3") && enabled(*n))
         });
-        gic.into_iter()
+        let mut pages: ArrayVec<PhysAddr, DOORBELLS_MAX> = gic
+            .into_iter()
             .flat_map(|gic| {
                 gic.children()
                     .filter(|n| is_compatible(*n, "arm,gic-v3-its") && enabled(*n))
                     .filter_map(move |its| pairs(gic, its).next())
             })
             .filter_map(|(base, _)| PhysAddr::new(base).checked_add(TRANSLATER_FRAME))
+            .filter(|page| page.is_aligned(PAGE_SIZE))
             .take(DOORBELLS_MAX)
-            .collect()
+            .collect();
+        pages.sort_unstable();
+        pages
     }
 
     /// The PL011 that `stdout-path` names.
