@@ -110,6 +110,9 @@ impl FakeState {
 
     /// What devices lost by the write that was just made.
     pub(super) fn check_kept(&mut self) {
+        if self.dma.kept.is_empty() {
+            return;
+        }
         let Some((vttbr, vtcr)) = self.dma.regimes.get(&Vmid::HOST.0).copied() else {
             return;
         };
