@@ -14,5 +14,6 @@ pub mod machine;
 pub mod models;
 pub mod pci;
 pub mod seccomp;
+pub mod unix;
 pub mod vcpu;
 pub mod virtio;

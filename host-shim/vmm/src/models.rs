@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::cli::{DeviceArgs, DiskArgs, DiskFormat, RunArgs, Sink};
+use crate::cli::{Backend, DeviceArgs, DiskArgs, DiskFormat, NetArgs, RunArgs, Sink};
 use crate::devices::DeviceSpec;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::disk::{Disk, ImageError};
@@ -15,8 +15,10 @@ use crate::virtio::block::qcow2::Qcow2Disk;
 use crate::virtio::block::raw::{RawDisk, RawOptions};
 use crate::virtio::block::{self, Block, BlockSettings};
 use crate::virtio::console::{Console, Input, Output};
+use crate::virtio::net::{Net, NetError, NetOptions};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::common::Swiotlb;
+use crate::virtio::vsock::{Vsock, VsockError};
 
 /// What a device needs cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,22 @@ pub enum ModelError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A network device's interface, program or socket.
+    #[error("{name}: {source}")]
+    Net {
+        /// The device.
+        name: String,
+        /// Why.
+        source: NetError,
+    },
+    /// The socket device's socket.
+    #[error("{name}: {source}")]
+    Vsock {
+        /// The device.
+        name: String,
+        /// Why.
+        source: VsockError,
+    },
     /// Descriptors.
     #[error("cannot set up a device: {0}")]
     System(#[from] io::Error),
@@ -76,6 +94,21 @@ impl Models {
         }
         for asked in &args.disks {
             models.add(args, &asked.device, disk(asked)?);
+        }
+        for asked in &args.nets {
+            let device = net(asked).map_err(|source| ModelError::Net {
+                name: asked.device.id.clone(),
+                source,
+            })?;
+            models.add(args, &asked.device, device);
+        }
+        if let Some(asked) = &args.vsock {
+            let device =
+                Vsock::new(asked.cid, &asked.path).map_err(|source| ModelError::Vsock {
+                    name: asked.device.id.clone(),
+                    source,
+                })?;
+            models.add(args, &asked.device, device);
         }
         if let Some(asked) = &args.rng {
             let device = Rng::open(&asked.source).map_err(|source| ModelError::Random {
@@ -130,6 +163,22 @@ fn disk(asked: &DiskArgs) -> Result<Block, ModelError> {
         queue_size: asked.queue_size.unwrap_or(block::QUEUE_SIZE),
     };
     Ok(Block::new(image, &settings))
+}
+
+/// A network device over its carrier.
+fn net(asked: &NetArgs) -> Result<Net, NetError> {
+    let options = NetOptions {
+        mac: asked.mac,
+        queues: asked.queues,
+        queue_size: asked.queue_size,
+        mtu: asked.mtu,
+    };
+    match &asked.backend {
+        Some(Backend::Tap(name)) => Net::tap(name, asked.create, options),
+        Some(Backend::Socket(path)) => Net::socket(path, asked.listen, options),
+        // The options let no device through that has none.
+        Some(Backend::User) | None => Net::user(options),
+    }
 }
 
 /// Where a console writes; `None` if nowhere or back to the guest.

@@ -6,8 +6,6 @@
 
 mod arena;
 mod calls;
-mod dma;
-mod edu;
 mod guests;
 mod harness;
 mod hyp;
@@ -44,7 +42,6 @@ fn main(_dtb: u64) -> ! {
         guests::TESTS,
         calls::TESTS,
         interrupts::TESTS,
-        dma::TESTS,
     ])
 }
 

@@ -1,4 +1,5 @@
-//! `--net tap=NAME|user|socket=PATH[,mac=..][,queues=N][,queue-size=N]`: a virtio network device.
+//! `--net tap=NAME[,create]|user|socket=PATH[,listen][,mac=..][,mtu=N][,queues=N][,queue-size=N]`: a virtio network
+//! device. What carries its frames lives in `virtio::net`.
 
 use std::path::PathBuf;
 
@@ -24,6 +25,12 @@ pub struct NetArgs {
     pub backend: Option<Backend>,
     /// Its address, if not one made from its place.
     pub mac: Option<[u8; 6]>,
+    /// The longest packets, as the guest is told, if not the backend's usual ones.
+    pub mtu: Option<u16>,
+    /// A TAP device that does not exist comes into being.
+    pub create: bool,
+    /// The other side of the socket connects to us.
+    pub listen: bool,
     /// Pairs of queues, if not the device's usual number.
     pub queues: Option<u16>,
     /// Entries of each, a power of two, if not the usual number.
@@ -34,12 +41,35 @@ pub struct NetArgs {
 
 impl Keys for NetArgs {
     const WHAT: &'static str = "a network device";
-    const KEYS: &'static [&'static str] = &["tap", "user", "socket", "mac", "queues", "queue-size"];
+    const KEYS: &'static [&'static str] = &[
+        "tap",
+        "create",
+        "user",
+        "socket",
+        "listen",
+        "mac",
+        "mtu",
+        "queues",
+        "queue-size",
+    ];
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         let backend = match key {
             "mac" => {
                 self.mac = Some(mac(value)?);
+                return Ok(());
+            }
+            "mtu" => {
+                // From IPv4's least (RFC 791) to the longest packet that goes into 64 KiB with what is around it.
+                self.mtu = Some(number(value, 68..=65520)? as u16);
+                return Ok(());
+            }
+            "create" => {
+                self.create = switch(value)?;
+                return Ok(());
+            }
+            "listen" => {
+                self.listen = switch(value)?;
                 return Ok(());
             }
             "queues" => {
@@ -63,9 +93,17 @@ impl Keys for NetArgs {
     }
 
     fn check(&self) -> Result<(), String> {
-        match self.backend {
-            Some(_) => Ok(()),
+        match &self.backend {
             None => Err("a network device needs tap=NAME, user or socket=PATH".to_owned()),
+            Some(Backend::Tap(_)) if self.listen => Err("listen goes with socket=PATH".to_owned()),
+            Some(Backend::Tap(_)) => Ok(()),
+            Some(_) if self.create => Err("create goes with tap=NAME".to_owned()),
+            Some(_) if self.queues.is_some_and(|queues| queues > 1) => Err(
+                "queues: only tap=NAME has several pairs; the others carry one stream of frames"
+                    .to_owned(),
+            ),
+            Some(Backend::User) if self.listen => Err("listen goes with socket=PATH".to_owned()),
+            Some(_) => Ok(()),
         }
     }
 
@@ -121,9 +159,13 @@ mod tests {
             let net: NetArgs = parse(text).unwrap();
             assert_eq!(net.backend, Some(backend));
         }
-        let net: NetArgs = parse("user,mac=52:54:00:AB:cd:01,queues=2,queue-size=512").unwrap();
+        let net: NetArgs = parse("tap=t,mac=52:54:00:AB:cd:01,queues=2,queue-size=512").unwrap();
         assert_eq!(net.mac, Some([0x52, 0x54, 0, 0xab, 0xcd, 1]));
         assert_eq!((net.queues, net.queue_size), (Some(2), Some(512)));
+        let net: NetArgs = parse("socket=/x,listen,mtu=9000").unwrap();
+        assert_eq!((net.listen, net.create, net.mtu), (true, false, Some(9000)));
+        let net: NetArgs = parse("tap=t,create").unwrap();
+        assert_eq!((net.listen, net.create, net.mtu), (false, true, None));
     }
 
     #[test]
@@ -144,6 +186,11 @@ mod tests {
             ("user,mac=00:00:00:00:00:00", "of no single device"),
             ("user,mac=01:00:5e:00:00:01", "of no single device"),
             ("user,queues=9", "queues: 9 is not in 1..=8"),
+            ("user,queues=2", "queues: only tap=NAME has several"),
+            ("user,create", "create goes with tap"),
+            ("user,listen", "listen goes with socket"),
+            ("tap=t,listen", "listen goes with socket"),
+            ("user,mtu=67", "mtu: 67 is not in 68..=65520"),
         ] {
             let error = parse::<NetArgs>(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

@@ -67,7 +67,8 @@ pub struct RunOptions {
     /// A disk: PATH[,ro][,direct][,format=raw|qcow2][,queues=N][,queue-size=N]; may be repeated.
     #[arg(long, value_name = "PATH[,KEYS]", value_parser = parse::<DiskArgs>)]
     pub disk: Vec<DiskArgs>,
-    /// A network device: tap=NAME, user or socket=PATH, [,mac=ADDRESS][,queues=N][,queue-size=N]; may be repeated.
+    /// A network device: tap=NAME[,create], user (by passt) or socket=PATH[,listen], then [,mac=ADDRESS][,mtu=N]
+    /// [,queues=N][,queue-size=N]; may be repeated.
     #[arg(long, value_name = "BACKEND[,KEYS]", value_parser = parse::<NetArgs>)]
     pub net: Vec<NetArgs>,
     /// A socket device: cid=N,path=SOCKET. The host connects to SOCKET; the guest reaches port N at SOCKET_N.

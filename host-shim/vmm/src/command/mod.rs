@@ -55,9 +55,6 @@ pub enum CommandError {
     /// No such page.
     #[error("there is no subcommand '{0}'; see porthole --help")]
     NoTopic(String),
-    /// A device that this build cannot make.
-    #[error("--{0}: this build has no such device; leave it out")]
-    NoDeviceModel(&'static str),
     /// The guest's machine.
     #[error(transparent)]
     Machine(#[from] crate::machine::MachineError),

@@ -9,7 +9,7 @@ use signal_hook::iterator::Signals;
 
 use super::{CommandError, print};
 use crate::boot::plan::Plan;
-use crate::cli::{RunArgs, RunOptions, Sink, config};
+use crate::cli::{RunOptions, Sink, config};
 use crate::device::input::{Keyboard, RawTerminal};
 use crate::end::End;
 use crate::machine::Machine;
@@ -24,7 +24,6 @@ pub(super) fn run(
     let file = options.config.as_deref().map(config::read).transpose()?;
     let options = options.clone().before(file.unwrap_or_default());
     let args = &options.resolve()?;
-    device_models(args)?;
     // The files first: their errors need no hypervisor.
     let plan = Plan::new(&args.kernel, args.initrd.as_deref(), args.mem.0)?;
     let models = Models::open(args)?;
@@ -63,19 +62,6 @@ pub(super) fn run(
     drop(terminal);
     report(&end, &machine.functions, machine.bus.unclaimed());
     Ok(end.status())
-}
-
-/// Refuses devices that there is no model of.
-fn device_models(args: &RunArgs) -> Result<(), CommandError> {
-    for (option, asked) in [
-        ("net", !args.nets.is_empty()),
-        ("vsock", args.vsock.is_some()),
-    ] {
-        if asked {
-            return Err(CommandError::NoDeviceModel(option));
-        }
-    }
-    Ok(())
 }
 
 fn report(end: &End, functions: &[Arc<VirtioPci>], unclaimed: usize) {

@@ -5,11 +5,13 @@
 pub mod block;
 pub mod chain;
 pub mod console;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod shared;
 pub mod stats;
 pub mod transport;
+pub mod vsock;
 pub mod window;
 pub mod worker;
 

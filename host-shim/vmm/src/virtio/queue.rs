@@ -70,6 +70,8 @@ pub struct DeviceQueue {
     spare: Vec<Chain>,
     /// Slots of the chains that are out.
     slots: u64,
+    /// Chains given back since the driver was last considered for an interrupt.
+    given: u16,
 }
 
 impl DeviceQueue {
@@ -91,6 +93,7 @@ impl DeviceQueue {
             indirect,
             spare: Vec::new(),
             slots: 0,
+            given: 0,
         }
     }
 
@@ -112,6 +115,11 @@ impl DeviceQueue {
     /// The device's memory.
     pub fn memory(&self) -> &WindowMemory {
         &self.memory
+    }
+
+    /// The device's memory, for whoever uses it across calls that change the queue.
+    pub fn window(&self) -> Arc<WindowMemory> {
+        self.memory.clone()
     }
 
     /// The next chain that the driver made available. Each is given back by [`DeviceQueue::complete`] or put back by
@@ -151,11 +159,39 @@ impl DeviceQueue {
         self.queue
             .add_used(&*self.memory, chain.head(), written)
             .map_err(|e| self.ring(e))?;
+        self.gave(chain, written);
+        Ok(())
+    }
+
+    /// Gives chains back of which the driver sees all or none: a frame that takes several (VIRTIO 1.2, 5.1.6.4).
+    pub fn complete_together(
+        &mut self,
+        chains: impl IntoIterator<Item = (Chain, u32)>,
+    ) -> Result<(), Fault> {
+        let mut chains = chains.into_iter().peekable();
+        while let Some((chain, written)) = chains.next() {
+            if chains.peek().is_none() {
+                return self.complete(chain, written);
+            }
+            // An entry beyond the index that the driver sees; the last one moves that over all of them.
+            let next = self.queue.next_used();
+            let place = self.queue.used_ring() + 4 + 8 * u64::from(next % self.queue.size());
+            let entry = u64::from(written) << 32 | u64::from(chain.head());
+            self.memory
+                .write_obj(entry.to_le(), GuestAddress(place))
+                .map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))?;
+            self.queue.set_next_used(next.wrapping_add(1));
+            self.gave(chain, written);
+        }
+        Ok(())
+    }
+
+    fn gave(&mut self, chain: Chain, written: u32) {
+        self.given = self.given.wrapping_add(1);
         self.slots = self.slots.saturating_sub(chain.slots());
         let stats = self.shared.stats();
         stats.gave(chain.slots(), chain.readable_len(), written);
         self.spare.push(chain);
-        Ok(())
     }
 
     /// A chain of this queue broke the rules.
@@ -175,19 +211,29 @@ impl DeviceQueue {
 
     /// Interrupts the driver, if it wants to hear of what was completed since the last time.
     pub fn notify(&mut self) -> Result<(), Fault> {
-        let mut wanted = self
-            .queue
-            .needs_notification(&*self.memory)
-            .map_err(|e| self.ring(e))?;
-        if wanted && !self.queue.event_idx_enabled() {
-            // The crate leaves the flag to its user.
-            fence(Ordering::SeqCst);
-            let flags: u16 = self
-                .memory
-                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-                .map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))?;
-            wanted = u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0;
-        }
+        // Our own count: the crate's does not know of chains given back together, and leaves the flag to its user.
+        let given = std::mem::take(&mut self.given);
+        let avail = self.queue.avail_ring();
+        let event_index = self.queue.event_idx_enabled();
+        let place = if event_index {
+            avail + 4 + 2 * u64::from(self.queue.size())
+        } else {
+            avail
+        };
+        // What was given back is visible before we look whether the driver wants to hear of it.
+        fence(Ordering::SeqCst);
+        let word: u16 = self
+            .memory
+            .load(GuestAddress(place), Ordering::Relaxed)
+            .map_err(|e| self.ring(virtio_queue::Error::GuestMemory(e)))?;
+        let word = u16::from_le(word);
+        let wanted = if event_index {
+            // used_event is one of those given back (VIRTIO 1.2, 2.7.7.2).
+            let behind = self.queue.next_used().wrapping_sub(word).wrapping_sub(1);
+            behind < given
+        } else {
+            given > 0 && word & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0
+        };
         if wanted {
             self.shared.interrupt_queue(self.index);
         }
@@ -396,9 +442,92 @@ pub(crate) mod tests {
         let shared = shared();
         let mut queue = device_queue(&mock, 0, memory, shared.clone());
         let avail = GuestAddress(queue.queue.avail_ring());
+        let give_back = |queue: &mut DeviceQueue| {
+            let descriptor = Descriptor::new(BASE + 0x8000, 16, 0, 0);
+            mock.build_desc_chain(&[RawDescriptor::from(descriptor)])
+                .unwrap();
+            let chain = queue.pop().unwrap().unwrap();
+            queue.complete(chain, 0).unwrap();
+            queue.notify().unwrap();
+        };
         driver.write_obj(1u16, avail).unwrap();
-        queue.notify().unwrap();
+        give_back(&mut queue);
         assert_eq!(shared.take_isr(), 0);
+        driver.write_obj(0u16, avail).unwrap();
+        queue.notify().unwrap();
+        assert_eq!(shared.take_isr(), 0, "nothing new");
+        give_back(&mut queue);
+        assert_eq!(shared.take_isr(), 1);
+    }
+
+    #[test]
+    fn with_the_event_index_an_interrupt_comes_for_the_chain_that_the_driver_named() {
+        let (driver, memory) = memories();
+        let mock = MockSplitQueue::create(&driver, GuestAddress(BASE), 8);
+        let shared = shared();
+        let mut queue = device_queue(&mock, 0, memory, shared.clone());
+        queue.queue.set_event_idx(true);
+        let used_event = GuestAddress(queue.queue.avail_ring() + 4 + 2 * 8);
+        for (event, interrupts) in [(0u16, 1), (2, 0), (2, 1), (8, 0), (2, 0)] {
+            driver.write_obj(event.to_le(), used_event).unwrap();
+            let descriptor = Descriptor::new(BASE + 0x8000, 16, 0, 0);
+            mock.build_desc_chain(&[RawDescriptor::from(descriptor)])
+                .unwrap();
+            let chain = queue.pop().unwrap().unwrap();
+            queue.complete(chain, 0).unwrap();
+            queue.notify().unwrap();
+            let used = queue.queue.next_used();
+            assert_eq!(shared.take_isr(), interrupts, "event {event}, used {used}");
+        }
+    }
+
+    #[test]
+    fn chains_given_back_together_appear_at_once_across_the_end_of_the_ring() {
+        const ENTRIES: u16 = 8;
+        let (avail, used) = (BASE + 0x1000, BASE + 0x2000);
+        let (driver, memory) = memories();
+        let shared = shared();
+        let mut rings = Queue::new(ENTRIES).unwrap();
+        rings.set_desc_table_address(Some(BASE as u32), None);
+        rings.set_avail_ring_address(Some(avail as u32), None);
+        rings.set_used_ring_address(Some(used as u32), None);
+        rings.set_event_idx(true);
+        rings.set_ready(true);
+        let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let mut queue = DeviceQueue::new(rings, 0, memory, shared.clone(), doorbell, true);
+        let half = |at| u16::from_le(driver.read_obj::<u16>(GuestAddress(at)).unwrap());
+        let set = |at, value: u16| {
+            driver.write_obj(value.to_le(), GuestAddress(at)).unwrap();
+        };
+        for head in 0..ENTRIES {
+            let descriptor = Descriptor::new(BASE + 0x8000, 16, 2, 0);
+            let place = GuestAddress(BASE + 16 * u64::from(head));
+            driver
+                .write_obj(RawDescriptor::from(descriptor), place)
+                .unwrap();
+        }
+        for start in (0u16..24).step_by(3) {
+            for head in 0..3 {
+                set(avail + 4 + 2 * u64::from((start + head) % ENTRIES), head);
+            }
+            set(avail + 2, start + 3);
+            // The driver waits for the first of the three.
+            set(avail + 4 + 2 * u64::from(ENTRIES), start);
+            let chains: Vec<_> = (0..3).map(|_| queue.pop().unwrap().unwrap()).collect();
+            assert_eq!(half(used + 2), start);
+            queue
+                .complete_together(chains.into_iter().zip(10..))
+                .unwrap();
+            assert_eq!(half(used + 2), start + 3);
+            for i in 0..3 {
+                let place = used + 4 + 8 * u64::from((start + i) % ENTRIES);
+                assert_eq!((half(place), half(place + 4)), (i, 10 + i));
+            }
+            queue.notify().unwrap();
+            assert_eq!(shared.take_isr(), 1);
+        }
+        assert_eq!(shared.stats().snapshot().slots_in_flight, 0);
+        queue.complete_together([]).unwrap();
     }
 
     #[test]

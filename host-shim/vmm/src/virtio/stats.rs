@@ -19,6 +19,7 @@ pub struct DeviceStats {
     slots_high: AtomicU64,
     notifications: AtomicU64,
     interrupts: AtomicU64,
+    lost: AtomicU64,
     faults: AtomicU64,
 }
 
@@ -39,6 +40,8 @@ pub struct StatsSnapshot {
     pub notifications: u64,
     /// Interrupts raised.
     pub interrupts: u64,
+    /// Frames or packets that went nowhere: malformed, too long, or nobody took them.
+    pub lost: u64,
     /// Mistakes of the guest, and failures of the host, that made the device need a reset.
     pub faults: u64,
 }
@@ -79,6 +82,11 @@ impl DeviceStats {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A frame or packet went nowhere.
+    pub(super) fn lost(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn faulted(&self) {
         self.faults.fetch_add(1, Ordering::Relaxed);
     }
@@ -94,6 +102,7 @@ impl DeviceStats {
             slots_high_water: load(&self.slots_high),
             notifications: load(&self.notifications),
             interrupts: load(&self.interrupts),
+            lost: load(&self.lost),
             faults: load(&self.faults),
         }
     }

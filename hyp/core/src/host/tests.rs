@@ -2,7 +2,6 @@
 
 mod calls;
 mod create;
-mod dma;
 mod document;
 mod faults;
 mod measure;

@@ -2,7 +2,6 @@
 //! invariants of the design.
 
 mod audit;
-mod confine;
 mod failure;
 mod model;
 mod pins;

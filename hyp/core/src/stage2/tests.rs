@@ -122,6 +122,7 @@ impl Bench {
         let at = AREAS[area] + first * PAGE_SIZE;
         let range = first as usize..(first + count) as usize;
         self.machine.warm();
+        self.machine.dma_warm();
         self.keep(area, range.clone());
         match op {
             Op::Map { shift, kind } => {

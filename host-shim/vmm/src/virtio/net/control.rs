@@ -1,0 +1,139 @@
+//! The control queue: how many pairs of queues the driver uses, and which offloads it still takes.
+//! Nothing else is offered, so that anything else is an error. Source: VIRTIO 1.2, 5.1.6.5.
+
+use std::sync::Arc;
+
+use porthole_uapi::tap::Offload;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MQ,
+    VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_OK,
+};
+
+use super::tap::Steering;
+use crate::virtio::chain::Chain;
+use crate::virtio::feature;
+use crate::virtio::queue::{DeviceQueue, Fault};
+
+/// Bytes of the longest command: class, command, 64-bit offloads.
+const COMMAND_MAX: usize = 2 + 8;
+/// Features that say what the driver takes.
+pub const GUEST_OFFLOADS: u64 = feature(VIRTIO_NET_F_GUEST_CSUM)
+    | feature(VIRTIO_NET_F_GUEST_TSO4)
+    | feature(VIRTIO_NET_F_GUEST_TSO6)
+    | feature(VIRTIO_NET_F_GUEST_ECN)
+    | feature(VIRTIO_NET_F_GUEST_USO4)
+    | feature(VIRTIO_NET_F_GUEST_USO6);
+
+/// What the kernel may put into frames for a driver with these features. Kinds that build on others go with them.
+pub fn offload(features: u64) -> Offload {
+    let checksum = features & feature(VIRTIO_NET_F_GUEST_CSUM) != 0;
+    let has = |bit| checksum && features & feature(bit) != 0;
+    let (tso4, tso6) = (has(VIRTIO_NET_F_GUEST_TSO4), has(VIRTIO_NET_F_GUEST_TSO6));
+    Offload {
+        checksum,
+        tso4,
+        tso6,
+        ecn: (tso4 || tso6) && has(VIRTIO_NET_F_GUEST_ECN),
+        // The kernel knows both together only.
+        uso: has(VIRTIO_NET_F_GUEST_USO4) && has(VIRTIO_NET_F_GUEST_USO6),
+    }
+}
+
+/// Serves the control queue.
+pub struct Control {
+    steering: Arc<Steering>,
+    features: u64,
+    pairs: u16,
+}
+
+impl Control {
+    /// For a device with `pairs` pairs whose driver has `features`.
+    pub fn new(steering: Arc<Steering>, features: u64, pairs: u16) -> Self {
+        Self {
+            steering,
+            features,
+            pairs,
+        }
+    }
+
+    /// Answers all commands.
+    pub fn serve(&mut self, queue: &mut DeviceQueue) -> Result<(), Fault> {
+        while let Some(chain) = queue.pop()? {
+            let done = self.command(queue, &chain)?;
+            let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+            let written = chain
+                .write(queue.memory(), 0, &[answer as u8])
+                .map_err(|error| queue.broken(error))?;
+            queue.complete(chain, written as u32)?;
+        }
+        queue.notify()
+    }
+
+    fn command(&self, queue: &DeviceQueue, chain: &Chain) -> Result<bool, Fault> {
+        let mut command = [0; COMMAND_MAX];
+        let length = chain
+            .read(queue.memory(), 0, &mut command)
+            .map_err(|error| queue.broken(error))?;
+        let has = |bit| self.features & feature(bit) != 0;
+        Ok(match (command, length) {
+            ([class, set, low, high, ..], 4)
+                if u32::from(class) == VIRTIO_NET_CTRL_MQ
+                    && u32::from(set) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET
+                    && has(VIRTIO_NET_F_MQ) =>
+            {
+                let pairs = u16::from_le_bytes([low, high]);
+                (1..=self.pairs).contains(&pairs)
+                    && well("use its queues", self.steering.set_active(pairs.into()))
+            }
+            ([class, set, offloads @ ..], COMMAND_MAX)
+                if u32::from(class) == VIRTIO_NET_CTRL_GUEST_OFFLOADS
+                    && u32::from(set) == VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET
+                    && has(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) =>
+            {
+                let wanted = u64::from_le_bytes(offloads);
+                wanted & !(self.features & GUEST_OFFLOADS) == 0
+                    && well("set offloads", self.steering.set_offload(offload(wanted)))
+            }
+            _ => false,
+        })
+    }
+}
+
+fn well(what: &str, result: std::io::Result<()>) -> bool {
+    if let Err(e) = &result {
+        tracing::warn!("net: the TAP interface does not {what}: {e}");
+    }
+    result.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offloads_need_what_they_build_on() {
+        let f = |bits: &[u32]| offload(bits.iter().map(|b| feature(*b)).sum());
+        assert_eq!(f(&[VIRTIO_NET_F_GUEST_TSO4]), Offload::default());
+        let csum = Offload {
+            checksum: true,
+            ..Offload::default()
+        };
+        let c = VIRTIO_NET_F_GUEST_CSUM;
+        assert_eq!(f(&[c]), csum);
+        assert_eq!(f(&[c, VIRTIO_NET_F_GUEST_ECN]), csum);
+        assert_eq!(f(&[c, VIRTIO_NET_F_GUEST_USO4]), csum);
+        assert_eq!(
+            offload(GUEST_OFFLOADS),
+            Offload {
+                checksum: true,
+                tso4: true,
+                tso6: true,
+                ecn: true,
+                uso: true,
+            }
+        );
+    }
+}
