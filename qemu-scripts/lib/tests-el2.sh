@@ -16,7 +16,7 @@ hostile_run() {
     : >"$base.console"
     timeout "$EL2_SECONDS" qemu-system-aarch64 "${MACHINE_ARGS[@]}" \
         -kernel "$PORTHOLE_OUT/$profile/hyp/porthole-hyp.bin" "${MODULE_ARGS[@]}" -no-reboot \
-        -serial "file:$base.console" -serial "file:$base.hyp" </dev/null || status=$?
+        -device edu,dma_mask=0xffffffffffffffff -serial "file:$base.console" -serial "file:$base.hyp" </dev/null || status=$?
     while IFS= read -r line || [ -n "$line" ]; do
         line=${line%$'\r'}
         case "$line" in

@@ -116,9 +116,11 @@ impl FakeMachine {
         }
     }
 
-    /// Copies memory, pool and TLB.
+    /// Copies memory, pool and TLB. In which order the pool's pages come does not count.
     pub fn snapshot(&self) -> FakeState {
-        self.state().clone()
+        let mut state = self.state().clone();
+        state.pool.sort_unstable_by(|a, b| b.cmp(a));
+        state
     }
 
     fn state(&self) -> MutexGuard<'_, FakeState> {
@@ -164,7 +166,7 @@ impl FakeMachine {
         tlb::walk(&state, vttbr, vtcr, ipa.raw())
     }
 
-    /// Fills the TLB with all that any watched regime maps.
+    /// Fills the TLBs with all that any watched regime and any device's map.
     pub fn warm(&self) {
         let mut state = self.state();
         let mut cache = core::mem::take(&mut state.tlb);
@@ -172,6 +174,11 @@ impl FakeMachine {
             tlb::warm(&state, &mut cache, *vttbr, *vtcr);
         }
         state.tlb = cache;
+        let mut cache = core::mem::take(&mut state.dma.tlb);
+        for (vttbr, vtcr) in state.dma.regimes.values() {
+            tlb::warm(&state, &mut cache, *vttbr, *vtcr);
+        }
+        state.dma.tlb = cache;
     }
 
     /// Table pages of a watched regime, its root included.

@@ -6,6 +6,8 @@
 
 mod arena;
 mod calls;
+mod dma;
+mod edu;
 mod guests;
 mod harness;
 mod hyp;
@@ -42,6 +44,7 @@ fn main(_dtb: u64) -> ! {
         guests::TESTS,
         calls::TESTS,
         interrupts::TESTS,
+        dma::TESTS,
     ])
 }
 

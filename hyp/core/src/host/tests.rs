@@ -2,6 +2,7 @@
 
 mod calls;
 mod create;
+mod dma;
 mod document;
 mod faults;
 mod measure;

@@ -2,6 +2,7 @@
 //! invariants of the design.
 
 mod audit;
+mod confine;
 mod failure;
 mod model;
 mod pins;

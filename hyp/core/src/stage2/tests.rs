@@ -122,7 +122,6 @@ impl Bench {
         let at = AREAS[area] + first * PAGE_SIZE;
         let range = first as usize..(first + count) as usize;
         self.machine.warm();
-        self.machine.dma_warm();
         self.keep(area, range.clone());
         match op {
             Op::Map { shift, kind } => {

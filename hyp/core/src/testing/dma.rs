@@ -9,6 +9,9 @@ use super::{FakeMachine, FakeState};
 use crate::addr::{Ipa, PhysAddr};
 use crate::hw::{Dma, DmaEvent, DmaRegime, Vmid};
 
+/// Stands for no VMID.
+const ABORT: u16 = u16::MAX;
+
 /// What the SMMU knows. One TLB and one set of streams stand for all SMMUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct FakeDma {
@@ -27,12 +30,17 @@ pub(super) struct FakeDma {
 }
 
 impl FakeMachine {
-    /// Adds an SMMU with these functions, all of which abort for now.
+    /// Adds an SMMU with these functions, all of which abort before [`Dma::dma_start`].
     pub fn add_smmu(&self, functions: &[FunctionId], in_place: bool) {
         let mut state = self.state();
         state.dma.in_place = in_place;
-        let aborting = functions.iter().map(|f| (f.0, u16::MAX));
+        let aborting = functions.iter().map(|f| (f.0, ABORT));
         state.dma.streams.extend(aborting);
+    }
+
+    /// Adds a function, on the host's map.
+    pub fn add_stream(&self, function: FunctionId) {
+        self.state().dma.streams.insert(function.0, Vmid::HOST.0);
     }
 
     /// Makes attaching fail, or work again.
@@ -82,14 +90,11 @@ impl FakeMachine {
         pages.map(PhysAddr::new).collect()
     }
 
-    /// Fills the SMMU's TLB with all that any device can reach.
-    pub fn dma_warm(&self) {
-        let mut state = self.state();
-        let mut cache = core::mem::take(&mut state.dma.tlb);
-        for (vttbr, vtcr) in state.dma.regimes.values() {
-            tlb::warm(&state, &mut cache, *vttbr, *vtcr);
-        }
-        state.dma.tlb = cache;
+    /// Root of a device's tables.
+    pub fn dma_root(&self, function: FunctionId) -> u64 {
+        let state = self.state();
+        let vmid = state.dma.streams[&function.0];
+        state.dma.regimes[&vmid].0 & 0x0000_ffff_ffff_fffe
     }
 }
 
@@ -105,6 +110,9 @@ impl FakeState {
 
     /// What devices lost by the write that was just made.
     pub(super) fn check_kept(&mut self) {
+        if self.dma.kept.is_empty() {
+            return;
+        }
         let Some((vttbr, vtcr)) = self.dma.regimes.get(&Vmid::HOST.0).copied() else {
             return;
         };

@@ -206,25 +206,26 @@ pub(super) fn warm(state: &FakeState, tlb: &mut FakeTlb, vttbr: u64, vtcr: u64) 
     }
 }
 
+/// Where the entries of a page at level 1 or 2 point to, if it is a table of such.
+fn links(state: &FakeState, page: u64, entries: u64) -> impl Iterator<Item = u64> {
+    let words = state
+        .pages
+        .get(&page)
+        .map(|words| &words[..entries.min(512) as usize]);
+    let tables = words.into_iter().flatten().filter(|raw| **raw & 3 == 3);
+    tables.map(|raw| raw & ADDRESS)
+}
+
 /// All table pages of a regime.
 pub(super) fn tables(state: &FakeState, vttbr: u64, vtcr: u64) -> BTreeSet<u64> {
     let (_, root, bits) = regime(vttbr, vtcr);
     let root_entries = 1u64 << (bits - 30);
-    let mut found: BTreeSet<u64> = (0..root_entries.div_ceil(512))
-        .map(|i| root + i * 4096)
-        .collect();
-    let mut level2 = Vec::new();
-    for index in 0..root_entries {
-        if let Step::Table { table, .. } = step(state, root, 0, index << 30) {
-            level2.push(table);
-        }
-    }
-    for table in level2 {
+    let roots = (0..root_entries.div_ceil(512)).map(|i| root + i * 4096);
+    let mut found = BTreeSet::from_iter(roots.clone());
+    for table in roots.flat_map(|page| links(state, page, root_entries)) {
         assert!(found.insert(table), "table {table:#x} linked twice");
-        for index in 0..512 {
-            if let Step::Table { table, .. } = step(state, table, 1, index << 21) {
-                assert!(found.insert(table), "table {table:#x} linked twice");
-            }
+        for table in links(state, table, 512) {
+            assert!(found.insert(table), "table {table:#x} linked twice");
         }
     }
     found

@@ -6,6 +6,8 @@ use vm_fdt::FdtWriter;
 
 use super::*;
 
+mod masters;
+
 const CONSOLE: u64 = 0x900_0000;
 const LOG_UART: u64 = 0x904_0000;
 
@@ -48,6 +50,11 @@ fn module(fdt: &mut FdtWriter, address: u64, bytes: u64, kind: &str, arguments: 
 }
 
 fn blob(machine: &Machine) -> Vec<u8> {
+    blob_with(machine, |_| {})
+}
+
+/// A machine with further children of the root.
+fn blob_with(machine: &Machine, more: impl FnOnce(&mut FdtWriter)) -> Vec<u8> {
     let mut fdt = FdtWriter::new().unwrap();
     let root = fdt.begin_node("").unwrap();
     fdt.property_u32("#address-cells", 2).unwrap();
@@ -72,6 +79,9 @@ fn blob(machine: &Machine) -> Vec<u8> {
     fdt.end_node(cpus).unwrap();
     if machine.gic {
         let gic = fdt.begin_node("intc@8000000").unwrap();
+        fdt.property_u32("#address-cells", 2).unwrap();
+        fdt.property_u32("#size-cells", 2).unwrap();
+        fdt.property_null("ranges").unwrap();
         fdt.property_string("compatible", "arm,gic-v3").unwrap();
         fdt.property_u32("#interrupt-cells", 3).unwrap();
         fdt.property_array_u32("interrupts", &[1, 9, 4]).unwrap();
@@ -79,6 +89,8 @@ fn blob(machine: &Machine) -> Vec<u8> {
             .unwrap();
         let its = fdt.begin_node("its@8080000").unwrap();
         fdt.property_string("compatible", "arm,gic-v3-its").unwrap();
+        fdt.property_array_u64("reg", &[0x808_0000, 0x2_0000])
+            .unwrap();
         fdt.end_node(its).unwrap();
         fdt.end_node(gic).unwrap();
     }
@@ -117,6 +129,7 @@ fn blob(machine: &Machine) -> Vec<u8> {
         module(&mut fdt, 0x5a00_0000, 0x123, "multiboot,ramdisk", None);
     }
     fdt.end_node(chosen).unwrap();
+    more(&mut fdt);
     fdt.end_node(root).unwrap();
     fdt.finish().unwrap()
 }

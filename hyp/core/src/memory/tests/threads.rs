@@ -34,8 +34,10 @@ fn live_and_die(world: &World<'_>, cell: &Mutex<Option<GuestMemory>>, vm: usize,
         let from = pages(nth(vm, index), 1);
         // The host touches pages all the time, its own and those that it just lost.
         m.access(Vmid::HOST, Ipa::new(nth(vm, index)));
+        m.dma_access(DEVICE, Ipa::new(nth(vm, index)));
         with(&mut |guest| memory.donate(m, guest, from, to, Content::Zeroed).unwrap());
         assert!(m.access(Vmid::HOST, Ipa::new(nth(vm, index))).is_none());
+        assert!(m.dma_access(DEVICE, Ipa::new(nth(vm, index))).is_none());
         assert!(m.access(slot(vm).vmid(), to).is_some());
     }
     let config = window(
