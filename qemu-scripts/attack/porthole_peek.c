@@ -91,19 +91,23 @@ static struct miscdevice peek_device = {
 static int map_show(struct seq_file *seq, void *unused)
 {
 	struct arm_smccc_1_2_regs call = { .a0 = PORTHOLE_FEATURES }, result;
-	unsigned long pa, end, start = ram_base;
+	unsigned long pa, end, run, start = ram_base;
 	u64 owner, last = ~0ULL;
 
 	arm_smccc_1_2_hvc(&call, &result);
 	if (result.a0)
 		return -ENODEV;
 	end = ram_base + result.a6;
-	for (pa = ram_base; pa <= end; pa += PAGE_SIZE) {
+	for (pa = ram_base; pa <= end; pa += run) {
 		owner = ~0ULL;
+		run = PAGE_SIZE;
 		if (pa < end) {
 			call = (struct arm_smccc_1_2_regs){ .a0 = PORTHOLE_PAGE_INFO, .a1 = pa };
 			arm_smccc_1_2_hvc(&call, &result);
 			owner = result.a0 ? 0 : result.a1;
+			/* The hypervisor counts the pages of a run each time, so take them all. */
+			if (!result.a0 && result.a3)
+				run = min(result.a3 << PAGE_SHIFT, end - pa);
 		}
 		if (owner != last && last < ARRAY_SIZE(owners))
 			seq_printf(seq, "%s %#lx %lu\n", owners[last], start, (pa - start) >> PAGE_SHIFT);
