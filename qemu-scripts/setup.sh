@@ -3,19 +3,20 @@
 set -euo pipefail
 # shellcheck source=qemu-scripts/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
-for part in apt packages rust kernel initramfs io-host; do
+for part in apt packages rust kernel initramfs io-host guest-linux; do
     # shellcheck disable=SC1090
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done
 
 usage() {
     cat <<EOF
-usage: qemu-scripts/setup.sh [--io | --packages | --versions | --help]
+usage: qemu-scripts/setup.sh [--io | --guest | --packages | --versions | --help]
 
 Installs QEMU and cross tools (Debian packages), adds the Rust targets, and fetches Debian's arm64 kernel, its
 headers and busybox into $PORTHOLE_CACHE (PORTHOLE_CACHE moves it).
 
   --io         also Debian's generic kernel, fio, iperf3 and kexec, for a host with real devices (run.sh --io, test.sh)
+  --guest      also Linux for protected guests: compiles two kernels, once for some minutes (test.sh)
   --packages   only the Debian packages (the one part that needs root)
   --versions   print what is in use
 EOF
@@ -36,6 +37,7 @@ versions() {
         "qemu" "$(first_line qemu-system-aarch64 --version)" \
         "arm64 gcc" "$(first_line aarch64-linux-gnu-gcc --version)" \
         "pahole" "$(first_line pahole --version)" \
+        "guest kernels" "$(load_guest && echo "$GUEST_DIR" || echo "not built, see --guest")" \
         "cache" "$PORTHOLE_CACHE"
 }
 
@@ -47,13 +49,18 @@ setup() {
     setup_rust
     setup_crates
     setup_kernel
-    [ -z "${1:-}" ] || setup_io_host
+    case "${1:-}" in
+        io) setup_io_host ;;
+        guest) load_guest || guest_fetch ;;
+    esac
     exec 8>&-
+    [ "${1:-}" != guest ] || setup_guest
 }
 
 case "${1:-}" in
     '') setup ;;
     --io) setup io ;;
+    --guest) setup guest ;;
     --packages)
         mkdir -p "$PORTHOLE_CACHE/log"
         setup_packages

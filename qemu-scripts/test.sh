@@ -30,7 +30,7 @@ done
 IO=''
 [[ " ${TIERS[*]} " != *" system "* ]] || IO=--io
 "$PORTHOLE_ROOT/qemu-scripts/setup.sh" $IO
-for part in build machine initramfs io-host report tests-unit tests-el2 tests-system; do
+for part in build machine initramfs io-host guest-linux report tests-unit tests-el2 tests-system; do
     # shellcheck disable=SC1090
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done

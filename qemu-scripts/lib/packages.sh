@@ -14,6 +14,12 @@ aarch64-linux-gnu-gcc|gcc-aarch64-linux-gnu|compiles the Linux driver, links the
 /usr/aarch64-linux-gnu/lib/libc.a|libc6-dev-arm64-cross|arm64 C library for the static porthole command
 pahole|pahole|type information of the Linux driver
 make|make|Kbuild
+flex|flex|the guest kernel's build tools
+bison|bison|the guest kernel's build tools
+bc|bc|the guest kernel's build
+perl|perl|the guest kernel's build
+patch|patch|applies guest/linux/patches
+mke2fs|e2fsprogs|disks of test guests
 cpio|cpio|packs the initramfs
 gzip|gzip|packs the initramfs, unpacks kernels
 xz|xz-utils|unpacks kernels
@@ -28,7 +34,7 @@ EOF
 tool_present() {
     case "$1" in
         /*) [ -e "$1" ] ;;
-        modinfo) have modinfo || [ -x /sbin/modinfo ] ;;
+        modinfo | mke2fs) have "$1" || [ -x "/sbin/$1" ] ;;
         *) have "$1" ;;
     esac
 }

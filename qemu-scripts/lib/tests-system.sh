@@ -43,6 +43,14 @@ tier_system() {
         # shellcheck disable=SC1090
         . "$file"
     done
+    case "$(system_tests | grep -E -- "${ST_ONLY:-.}")" in
+        *st_linux_guest*)
+            check guest_tools_build build_guest_tools
+            say "kernels for guests, if the cache has none: some minutes"
+            check guest_kernels_build "$PORTHOLE_ROOT/qemu-scripts/setup.sh" --guest
+            load_guest || true
+            ;;
+    esac
     while IFS= read -r name; do
         [[ "$name" =~ ${ST_ONLY:-.} ]] || continue
         say "system: ${name#st_}"
