@@ -7,6 +7,7 @@ const DEPTH_MAX: usize = 16;
 const BEGIN_NODE: u32 = 1;
 const END_NODE: u32 = 2;
 const PROP: u32 = 3;
+const NOP: u32 = 4;
 const END: u32 = 9;
 
 /// What is left of the structure block.
@@ -59,6 +60,8 @@ fn nodes(tokens: &mut Tokens<'_>, strings: &[u8]) -> Option<()> {
                 string(strings.get(name..)?)?;
                 tokens.skip(length)?;
             }
+            // What a boot loader blots out (QEMU with -dtb: the memory nodes). Deeper ones the crate stumbles over.
+            NOP if depth == 1 => properties = false,
             END_NODE if depth > 0 => {
                 depth -= 1;
                 properties = false;

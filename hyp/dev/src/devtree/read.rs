@@ -124,6 +124,11 @@ impl<'a> Tree<'a> {
         self.fdt.find_node("/")
     }
 
+    /// A child of the root. Not by the crate's own search, which ends at a node that was blotted out.
+    fn child(&self, name: &str) -> Option<FdtNode<'_, 'a>> {
+        self.root()?.children().find(|node| node.name == name)
+    }
+
     /// All RAM, ascending, neighbours joined.
     ///
     /// # Errors
@@ -168,7 +173,7 @@ impl<'a> Tree<'a> {
     /// [`TreeError::NoCpu`], [`TreeError::TooMany`].
     pub fn cpus(&self) -> Result<ArrayVec<CpuInfo, CPUS_MAX>, TreeError> {
         let mut cpus = ArrayVec::new();
-        let node = self.fdt.find_node("/cpus").ok_or(TreeError::NoCpu)?;
+        let node = self.child("cpus").ok_or(TreeError::NoCpu)?;
         for cpu in node
             .children()
             .filter(|n| text(*n, "device_type") == Some("cpu") && enabled(*n))
@@ -265,12 +270,12 @@ impl<'a> Tree<'a> {
     }
 
     fn console_node<'b>(&'b self, root: FdtNode<'b, 'a>) -> Option<FdtNode<'b, 'a>> {
-        let path = text(self.fdt.find_node("/chosen")?, "stdout-path")?;
+        let path = text(self.child("chosen")?, "stdout-path")?;
         let path = path.split(':').next()?;
         let path = if path.starts_with('/') {
             path
         } else {
-            text(self.fdt.find_node("/aliases")?, path)?
+            text(self.child("aliases")?, path)?
         };
         let name = path.strip_prefix('/')?;
         root.children()
@@ -279,8 +284,7 @@ impl<'a> Tree<'a> {
 
     /// The hypervisor's own command line.
     pub fn arguments(&self) -> &'a str {
-        self.fdt
-            .find_node("/chosen")
+        self.child("chosen")
             .and_then(|chosen| text(chosen, "bootargs"))
             .unwrap_or("")
     }
@@ -297,8 +301,7 @@ impl<'a> Tree<'a> {
 
     /// Whether firmware is called by HVC: it is not from EL2, only where something else holds EL2.
     pub fn firmware_is_hvc(&self) -> bool {
-        self.fdt
-            .find_node("/psci")
+        self.child("psci")
             .is_some_and(|psci| text(psci, "method") == Some("hvc"))
     }
 
@@ -306,8 +309,7 @@ impl<'a> Tree<'a> {
     /// binding, as QEMU's guest-loader writes it).
     fn module(&self, kind: &str) -> Option<Module<'a>> {
         let node = self
-            .fdt
-            .find_node("/chosen")?
+            .child("chosen")?
             .children()
             .find(|n| is_module(*n) && is_compatible(*n, kind))?;
         let reg = node.property("reg")?.value;

@@ -411,6 +411,37 @@ fn read_all(blob: &[u8]) {
 }
 
 #[test]
+fn a_node_that_was_blotted_out_hides_no_other() {
+    let good = blob_with(&QEMU, whole);
+    let word = |text: &[u8]| {
+        let at = good.windows(text.len()).position(|w| w == text);
+        at.map(|at| at - 4).unwrap()
+    };
+    // From the first transport's node to the next one's.
+    let (start, end) = (
+        word(b"virtio_mmio@a000000\0"),
+        word(b"virtio_mmio@a000200\0"),
+    );
+    let mut blotted = good.clone();
+    for at in (start..end).step_by(4) {
+        blotted[at..at + 4].copy_from_slice(&4u32.to_be_bytes());
+    }
+    {
+        let tree = Tree::new(&blotted).unwrap();
+        let masters = tree.masters(|_| 0);
+        assert_eq!((masters.outside_count, masters.routes.len()), (0, 1));
+        let names: Vec<&str> = tree.root().unwrap().children().map(|n| n.name).collect();
+        assert!(!names.contains(&"virtio_mmio@a000000"));
+        assert!(names.contains(&"virtio_mmio@a000200") && names.contains(&"pl061@9030000"));
+    }
+    // Inside a node's properties it would hide what follows: no tree.
+    let compatible = word(b"virtio_mmio@a000000\0") + 24;
+    let mut blotted = good.clone();
+    blotted[compatible..compatible + 4].copy_from_slice(&4u32.to_be_bytes());
+    assert!(Tree::new(&blotted).is_err());
+}
+
+#[test]
 fn a_malformed_tree_is_an_error_and_never_a_panic() {
     let good = blob_with(&QEMU, whole);
     read_all(&good);
