@@ -85,7 +85,7 @@ impl fmt::Display for Why {
                 "a virtio-mmio device (DeviceID {id}) is behind no SMMU; use its PCI variant (QEMU: virtio-*-pci)"
             ),
             Self::NoMap => f.write_str(
-                "a PCI root without iommu-map; with QEMU, add iommu=smmuv3 to -machine virt, without bypass_iommu",
+                "a PCI root without iommu-map; with QEMU, add iommu=smmuv3 to -machine virt",
             ),
             Self::BrokenMap => f.write_str("its iommu-map or iommus is malformed; mend the device tree"),
             Self::Uncovered(id) => write!(
