@@ -3,7 +3,7 @@
 # Everything here works without QEMU.
 
 # Packages that build and test on the build machine; every other one of the workspace is for bare-metal arm64.
-HOST_PACKAGES=(porthole-abi porthole-core porthole-bounce porthole-uapi porthole-vmm)
+HOST_PACKAGES=(porthole-abi porthole-core porthole-bounce porthole-uapi porthole-vmm porthole-fuzz)
 # Those of the bare-metal ones whose tests run on the build machine all the same.
 TESTED_PACKAGES=("${HOST_PACKAGES[@]}" porthole-dev porthole-mem)
 

@@ -7,6 +7,7 @@ extern crate alloc;
 
 pub mod args;
 pub mod console;
+pub mod devices;
 mod heap;
 pub mod hypercall;
 pub mod interrupt;

@@ -10,7 +10,8 @@ use alloc::vec;
 use core::fmt::{self, Display};
 use core::ops::Range;
 
-use porthole_payload::console::{Console, MESSAGE_MAX, RAM_POOL};
+use porthole_payload::console::{Console, MESSAGE_MAX};
+use porthole_payload::devices::RAM_POOL;
 use porthole_payload::machine::{self, Machine, PAGE};
 use porthole_payload::{console, fail, hypercall, interrupt};
 use porthole_runtime::{println, psci, reg, timer};
