@@ -26,11 +26,10 @@ const FIRST_VMID: u16 = VMS_MAX as u16 + 1;
 pub(super) struct Confinement {
     function: FunctionId,
     pages: PhysPages,
-    regime: DmaRegime,
     stage2: Stage2,
 }
 
-/// All of them, by slot.
+/// All of them, by slot, which gives the VMID.
 pub(super) type Confined = [Option<Confinement>; DMA_CONFINED_MAX];
 
 impl HostMemory<'_> {
@@ -49,9 +48,8 @@ impl HostMemory<'_> {
         if confined.iter().flatten().any(|c| c.function == function) {
             return Err(Error::AlreadyConfined);
         }
-        let free = (FIRST_VMID..).zip(confined.iter_mut());
-        let (vmid, slot) = free
-            .into_iter()
+        let (vmid, slot) = (FIRST_VMID..)
+            .zip(confined.iter_mut())
             .find(|(_, slot)| slot.is_none())
             .ok_or(Error::NoSlot)?;
         let mut inner = self.inner.lock();
@@ -81,7 +79,6 @@ impl HostMemory<'_> {
         *slot = Some(Confinement {
             function,
             pages,
-            regime,
             stage2,
         });
         Ok(())
@@ -113,17 +110,12 @@ impl HostMemory<'_> {
     /// `NotConfined`.
     pub fn release<M: Memory + Dma>(&self, machine: &M, function: FunctionId) -> Result<(), Error> {
         let mut confined = self.confined.lock();
-        let Confinement {
-            pages,
-            regime,
-            stage2,
-            ..
-        } = confined
-            .iter_mut()
-            .find_map(|slot| slot.take_if(|c| c.function == function))
+        let (vmid, Confinement { pages, stage2, .. }) = (FIRST_VMID..)
+            .zip(confined.iter_mut())
+            .find_map(|(vmid, slot)| Some((vmid, slot.take_if(|c| c.function == function)?)))
             .ok_or(Error::NotConfined)?;
         machine.dma_detach(function);
-        machine.dma_flush(regime.vmid, Ipa::new(0), stage2.end() / PAGE_SIZE);
+        machine.dma_flush(Vmid(vmid), Ipa::new(0), stage2.end() / PAGE_SIZE);
         let mut inner = self.inner.lock();
         inner.tracker.set_range(&pages, PageState::Host);
         let mut pool = PoolSource {
