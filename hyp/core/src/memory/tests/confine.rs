@@ -2,10 +2,11 @@
 
 use porthole_abi::{DMA_CONFINED_MAX, DMA_PAGES_MAX, Error, FunctionId, PageOwner};
 
-use super::super::Content;
+use super::super::{Content, HostMemory, MemoryConfig};
 use super::support::*;
 use crate::addr::{Ipa, PhysAddr};
 use crate::hw::Memory;
+use crate::testing::FakeMachine;
 use crate::tracker::PageState;
 
 /// Pages that a device reaches in the first range of RAM and around it.
@@ -358,4 +359,39 @@ fn devices_never_miss_a_page_that_stays_the_hosts() {
     }
     let seen = m.dma_walk(BYSTANDER, Ipa::new(HIGH)).unwrap();
     assert_eq!(seen.span, 1 << 30);
+}
+
+#[test]
+fn descriptions_of_the_machine_that_contradict_themselves_are_refused() {
+    let ram = [pages(RAM, RAM_PAGES)];
+    let bells = |at: &[u64]| at.iter().map(|at| pa(*at)).collect::<Vec<_>>();
+    let root = RAM + 8192;
+    let start = |dma_root, doorbells: &[PhysAddr]| {
+        let machine = FakeMachine::new(pages(RAM + 64 * 4096, POOL_PAGES));
+        let config = MemoryConfig {
+            ram: &ram,
+            hyp: pages(RAM, HYP_PAGES),
+            hidden: &[],
+            host_root: pa(RAM),
+            dma_root: Some(pa(dma_root)),
+            doorbells,
+            pa_range: 4,
+        };
+        HostMemory::new(&machine, &config, &mut tracker()).err()
+    };
+    let wrong = Some(Error::InvalidParameter);
+    assert_eq!(start(root, &bells(&[DOORBELL, DOORBELL + 4096])), None);
+    for bad in [RAM, RAM + 4096, RAM + 3 * 4096, FREE, UART] {
+        assert_eq!(start(bad, &[]), wrong, "root {bad:#x}");
+    }
+    for bad in [
+        &[RAM][..],
+        &[FREE],
+        &[DOORBELL + 8],
+        &[DOORBELL, DOORBELL],
+        &[DOORBELL + 4096, DOORBELL],
+        &[4096, 8192, 12288, 16384, 20480],
+    ] {
+        assert_eq!(start(root, &bells(bad)), wrong, "doorbells {bad:x?}");
+    }
 }
