@@ -7,11 +7,13 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-usage: qemu-scripts/bench.sh [guest | boot] [--no-build]
+usage: qemu-scripts/bench.sh [guest | boot | io] [--no-build]
 
   guest   what operations of a bare-metal guest with 2 vCPUs cost (the default); target/bench/latest.json
   boot    host instructions from kernel entry to the first process, against the same kernel bare at EL1;
           target/bench/boot.json
+  io      instructions of the host's disks and network, against the same kernel bare at EL1, and what the SMMU adds
+          to a donation; target/bench/host-io.json, target/bench/donation.json
 
 QEMU counts one nanosecond per instruction (-icount shift=0), so the figures repeat on any machine.
 EOF
@@ -20,7 +22,7 @@ EOF
 WHAT=guest BUILD=yes
 while [ "$#" -gt 0 ]; do
     case "$1" in
-        guest | boot) WHAT=$1 ;;
+        guest | boot | io) WHAT=$1 ;;
         --no-build) BUILD='' ;;
         -h | --help) usage; exit 0 ;;
         *) die "unknown argument '$1'; see --help" 2 ;;
@@ -28,8 +30,10 @@ while [ "$#" -gt 0 ]; do
     shift
 done
 
-"$PORTHOLE_ROOT/qemu-scripts/setup.sh"
-for part in build machine initramfs batch bench-guest bench-boot; do
+IO=''
+[ "$WHAT" != io ] || IO=--io
+"$PORTHOLE_ROOT/qemu-scripts/setup.sh" $IO
+for part in build machine initramfs io-host batch bench-guest bench-boot bench-host-io; do
     # shellcheck disable=SC1090
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done

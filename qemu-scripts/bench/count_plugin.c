@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /*
- * QEMU plugin of the boot benchmark: counts executed instructions of all CPUs, at every exception level, and prints
- * the count when one address runs for the first time, and then another: the kernel's entry, the first process.
+ * QEMU plugin of the boot and I/O benchmarks: counts executed instructions of all CPUs, at every exception level, and
+ * prints the count when one address runs for the first time, and then another: the kernel's entry, the first process.
+ * It prints it again whenever a third address runs, which only a program made for it has.
  * Time spent idle is not counted, which is why the clock of -icount does not serve here.
  *
  * The declarations are those of QEMU's plugin interface, version 2 (docs/devel/tcg-plugins.rst): Debian ships the
@@ -27,7 +28,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 2;
 static const char *const names[] = { "kernel", "init" };
 /* Where RAM begins (hw/arm/virt.c). */
 static const uint64_t low_start = 0x40000000;
-static uint64_t marks[2];
+static uint64_t marks[2], mark_again;
 static unsigned int reached;
 /* All instructions, and those at addresses below the kernel's, which is where EL2 lies and nothing else runs. */
 static uint64_t count, count_low;
@@ -44,16 +45,28 @@ static void count_low_block(unsigned int cpu, void *instructions)
 	count_low += (uintptr_t)instructions;
 }
 
-static void count_mark(unsigned int cpu, void *which)
+static void print_counts(const char *name)
 {
 	char line[96];
 
+	snprintf(line, sizeof(line), "%s %" PRIu64 " %" PRIu64 "\n", name, count, count_low);
+	qemu_plugin_outs(line);
+}
+
+static void count_mark(unsigned int cpu, void *which)
+{
 	(void)cpu;
 	if ((uintptr_t)which != reached)
 		return;
-	snprintf(line, sizeof(line), "%s %" PRIu64 " %" PRIu64 "\n", names[reached], count, count_low);
-	qemu_plugin_outs(line);
+	print_counts(names[reached]);
 	reached++;
+}
+
+static void count_again(unsigned int cpu, void *unused)
+{
+	(void)cpu;
+	(void)unused;
+	print_counts("mark");
 }
 
 static void translated(plugin_id id, struct qemu_plugin_tb *tb)
@@ -62,8 +75,10 @@ static void translated(plugin_id id, struct qemu_plugin_tb *tb)
 
 	(void)id;
 	for (i = 0; i < 2; i++)
-		if (qemu_plugin_tb_vaddr(tb) == marks[i])
+		if (marks[i] && qemu_plugin_tb_vaddr(tb) == marks[i])
 			qemu_plugin_register_vcpu_tb_exec_cb(tb, count_mark, 0, (void *)i);
+	if (mark_again && qemu_plugin_tb_vaddr(tb) == mark_again)
+		qemu_plugin_register_vcpu_tb_exec_cb(tb, count_again, 0, NULL);
 	qemu_plugin_register_vcpu_tb_exec_cb(tb, count_block, 0, (void *)qemu_plugin_tb_n_insns(tb));
 	if (qemu_plugin_tb_vaddr(tb) >= low_start && qemu_plugin_tb_vaddr(tb) < marks[0])
 		qemu_plugin_register_vcpu_tb_exec_cb(tb, count_low_block, 0, (void *)qemu_plugin_tb_n_insns(tb));
@@ -79,9 +94,11 @@ __attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, con
 			marks[0] = strtoull(argv[i] + 7, NULL, 0);
 		else if (!strncmp(argv[i], "init=", 5))
 			marks[1] = strtoull(argv[i] + 5, NULL, 0);
+		else if (!strncmp(argv[i], "mark=", 5))
+			mark_again = strtoull(argv[i] + 5, NULL, 0);
 	}
-	if (!marks[0] || !marks[1]) {
-		fprintf(stderr, "count_plugin: wants kernel=ADDRESS,init=ADDRESS\n");
+	if (!marks[0] || (!marks[1] && !mark_again)) {
+		fprintf(stderr, "count_plugin: wants kernel=ADDRESS and init=ADDRESS or mark=ADDRESS\n");
 		return 1;
 	}
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated);

@@ -17,8 +17,7 @@ bench_boot() {
     local i run='' bare total start el2
     local -a bares=() totals=()
     [ -z "$BUILD" ] || build_hyp release
-    cc -O2 -Wall -Wextra -shared -fPIC -o "$RUN_DIR/count.so" "$PORTHOLE_ROOT/qemu-scripts/bench/count_plugin.c" ||
-        die "the counting plugin does not build"
+    build_counter
     make_init "$RUN_DIR/initrd"
     for ((i = 1; i <= BOOT_RUNS; i++)); do
         say "boot $i of $BOOT_RUNS, bare at EL1 and under the hypervisor"
@@ -35,6 +34,11 @@ bench_boot() {
     printf '{"bare": %d, "porthole": %d, "el2": %d, "hypervisor_start": %d, "boots": %d, "ratio": %s}\n' \
         "$bare" "$total" "$el2" "$start" "$BOOT_RUNS" "$(ratio "$total" "$bare")" >"$BENCH_OUT/boot.json"
     say "written to $BENCH_OUT/boot.json"
+}
+
+build_counter() {
+    cc -O2 -Wall -Wextra -shared -fPIC -o "$RUN_DIR/count.so" "$PORTHOLE_ROOT/qemu-scripts/bench/count_plugin.c" ||
+        die "the counting plugin does not build"
 }
 
 median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
