@@ -10,7 +10,7 @@ IO_MACHINE=gic-version=3,iommu=smmuv3,dtb-randomness=off
 IO_BOOTARGS="console=ttyAMA0 panic=-1 loglevel=4 iommu.passthrough=1"
 # Each load runs short and long; their difference over the difference of the operations is what one takes, start-up and
 # end of the program gone. Of the repetitions the median counts.
-IO_REPEAT=3
+IO_REPEAT=${PORTHOLE_BENCH_REPEAT:-3}
 # name|unit|operations short|long|command, which gets the number.
 # shellcheck disable=SC2016 # for the host's shell
 IO_BENCHES=(

@@ -115,7 +115,11 @@ st_a_second_kernel_takes_over_by_kexec() {
     root=$(mktemp -d "$PORTHOLE_OUT/kexec.XXXXXX")
     mkdir -p "$root/root/lib/io"
     cp "$IO_KERNEL_DIR/Image" "$root/root/lib/io/"
-    gzip -1 <"$PORTHOLE_OUT/initramfs-io.cpio" >"$root/root/lib/io/initramfs.gz"
+    # The second needs no drivers of its own, only the modules for this kernel.
+    mkdir -p "$root/modules/lib/porthole"
+    cp "$PORTHOLE_OUT"/io/release/*.ko "$root/modules/lib/porthole/"
+    pack "$root/modules" "$root/modules.cpio"
+    cat "$PORTHOLE_OUT/initramfs.cpio" "$root/modules.cpio" | gzip -1 >"$root/root/lib/io/initramfs.gz"
     pack "$root/root" "$root/cpio"
     cat "$PORTHOLE_OUT/initramfs-io.cpio" "$root/cpio" >"$root/initrd"
     ST_SECONDS=400 on_host --smp 4 --io --initrd "$root/initrd" --batch '
@@ -126,16 +130,17 @@ wait_for "echo: ready" "$GUEST_LOG" 60 || exit 2
 mkdir -p /tmp/second/batch
 cp /batch/mark /tmp/second/batch/
 cat >/tmp/second/batch/command <<"SECOND"
-. /lib/io/iolib.sh
+. /lib/porthole/guestlib.sh
 echo "second kernel, up for $(cut -d. -f1 /proc/uptime) s, $(nproc) CPUs"
-load_drivers || exit 11
 nothing_left || exit 12
-guest_round || exit 13
+start_guest
+wait_for "echo: ready" "$GUEST_LOG" 60 && tell_guest "echo of the second" && end_guest || { cat "$GUEST_LOG"; exit 13; }
 [ "$(nproc)" -eq 4 ] && porthole audit && nothing_left
 SECOND
 (cd /tmp/second && find . | cpio -o -H newc | gzip -1) >/tmp/second.gz || exit 3
 cat /lib/io/initramfs.gz /tmp/second.gz >/tmp/initrd
-kexec -l /lib/io/Image --initrd=/tmp/initrd --append="console=ttyAMA0 panic=-1 loglevel=4" || exit 4
+# High in memory: the first kernel'"'"'s LPI tables lie at the bottom, where kexec would put the second.
+kexec -l /lib/io/Image --mem-min=0x60000000 --initrd=/tmp/initrd --append="console=ttyAMA0 panic=-1 loglevel=4" || exit 4
 kexec -e
 exit 5' >"$root/out" 2>&1 || status=$?
     cat "$root/out"
