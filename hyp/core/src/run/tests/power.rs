@@ -245,6 +245,18 @@ fn a40_a_vcpu_runs_once_at_a_time_and_only_in_a_final_vm() {
 
 #[test]
 fn a82_the_hosts_reset_wipes_every_guest_first() {
+    for function in [
+        PSCI_SYSTEM_RESET,
+        PSCI_SYSTEM_OFF,
+        PSCI_SYSTEM_RESET2_32,
+        PSCI_SYSTEM_RESET2_64,
+    ] {
+        goes_down_clean(function);
+    }
+}
+
+/// The host calls `function`; a guest's page is zero when the firmware hears of it.
+fn goes_down_clean(function: u32) {
     let (mut host, vm) = ready();
     let pages = host.pages(4);
     host.machine()
@@ -257,7 +269,7 @@ fn a82_the_hosts_reset_wipes_every_guest_first() {
     )
     .unwrap();
     let (hyp, machine) = (host.hyp, host.machine());
-    machine.cpu.script().meanwhile = Some(Meanwhile(Box::new(move || {
+    let down = Meanwhile(Box::new(move || {
         assert!(machine.is_zero(crate::addr::PhysAddr::new(pages)));
         let mut x = [0; 31];
         x[..3].copy_from_slice(&[u64::from(HostFunction::VcpuRun.id()), vm, 0]);
@@ -267,13 +279,23 @@ fn a82_the_hosts_reset_wipes_every_guest_first() {
             Error::Busy.code(),
             "nothing runs any more"
         );
-    })));
+    }));
+    let mut down = Some(down);
+    machine.cpu.script().meanwhile =
+        if matches!(function, PSCI_SYSTEM_RESET2_32 | PSCI_SYSTEM_RESET2_64) {
+            // The firmware is asked first whether it has the call.
+            Some(Meanwhile(Box::new(move || {
+                machine.cpu.script().meanwhile = down.take();
+            })))
+        } else {
+            down
+        };
     assert!(!machine.is_zero(crate::addr::PhysAddr::new(pages)));
-    host.smc(PSCI_SYSTEM_RESET, &[]);
+    host.smc(function, &[]);
     assert!(machine.cpu.script().meanwhile.is_none());
     assert_eq!(
         machine.cpu.script().relayed.last(),
-        Some(&(PSCI_SYSTEM_RESET, [0; 3]))
+        Some(&(function, [0; 3]))
     );
 }
 
