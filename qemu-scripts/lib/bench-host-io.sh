@@ -108,7 +108,7 @@ counted_boot() {
         machine_args "virtualization=on,$machine" "$BENCH_CPU" 1 "$BENCH_MEM"
         guest_modules "$kernel" "$IO_BOOTARGS" "$RUN_DIR/$name.initrd"
         MACHINE_ARGS+=(-kernel "$PORTHOLE_OUT/release/hyp/porthole-hyp.bin" "${MODULE_ARGS[@]}"
-            -append "$HYP_OPTIONS${IO_HYP_ARGS:+ $IO_HYP_ARGS}" -serial stdio -serial "file:$BENCH_OUT/io-$name.hyp")
+            -append "${IO_HYP_ARGS:-}" -serial stdio -serial "file:$BENCH_OUT/io-$name.hyp")
     fi
     [ -z "$bare" ] || MACHINE_ARGS+=(-serial stdio)
     output=$(run_batch "$mark" "$BENCH_OUT/io-$name.console" command "$IO_BENCH_SECONDS" "${MACHINE_ARGS[@]}" "$@" \

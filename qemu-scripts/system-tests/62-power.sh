@@ -57,7 +57,7 @@ watch_it_go() {
     machine_args virtualization=on,gic-version=3,iommu=smmuv3 cortex-a72 4 1G
     guest_modules "$KERNEL_DIR/Image" "console=ttyAMA0 loglevel=4 panic=1" "$work/initrd"
     timeout 300 qemu-system-aarch64 "${MACHINE_ARGS[@]}" -kernel "$PORTHOLE_OUT/release/hyp/porthole-hyp.bin" \
-        -append "$HYP_OPTIONS" "${MODULE_ARGS[@]}" -action reboot=shutdown,shutdown=pause \
+        "${MODULE_ARGS[@]}" -action reboot=shutdown,shutdown=pause \
         -chardev "pipe,id=monitor,path=$work/monitor" -mon chardev=monitor,mode=control \
         -serial stdio -serial "file:$TEST_LOGS/$ST_NAME.hyp" <&9 >"$work/console" 2>&1 &
     echo "$!" >"$work/pid"
