@@ -69,7 +69,7 @@ complaints() {
 }
 
 # faults: DMA faults that the hypervisor has logged.
-faults() { porthole log 2>/dev/null | grep -ciE 'dma|smmu.*fault'; }
+faults() { porthole log 2>/dev/null | grep -c 'DMA refused'; }
 
 # worker NAME COMMAND...: in the background until /tmp/stop is there; the name of one that failed goes to /tmp/failed.
 worker() {
