@@ -63,6 +63,7 @@ static bool fill_entry(struct porthole_vm_entry *entry, unsigned int slot)
 		.vcpus = regs.a6,
 		.metadata_free = regs.a7,
 		.pid = porthole_vm_creator(regs.a1),
+		.flags = regs.a8,
 	};
 	return true;
 }
@@ -191,6 +192,7 @@ static long handle_page_info(struct porthole_request *request)
 	info->refusal = 0;
 	info->owner = result.status ? 0 : result.x1;
 	info->vm = result.status ? 0 : result.x2;
+	info->pages = result.status ? 0 : result.x3;
 	return porthole_refused(result.status, &info->refusal);
 }
 
@@ -217,6 +219,28 @@ static long handle_page_find(struct porthole_request *request)
 	return -ENOENT;
 }
 
+static long handle_vm_window(struct porthole_request *request)
+{
+	struct porthole_vm_window *window = request->arg;
+	struct arm_smccc_1_2_regs regs = {
+		.a0 = PORTHOLE_FN_WINDOW_INFO,
+		.a1 = window->vm,
+		.a2 = window->id,
+	};
+
+	window->refusal = 0;
+	porthole_call_regs(&regs);
+	if (regs.a0)
+		return porthole_refused(regs.a0, &window->refusal);
+	window->ipa = regs.a1;
+	window->length = regs.a2;
+	window->function = regs.a3;
+	window->bar = regs.a4;
+	window->bar_offset = regs.a5;
+	window->function_mask = regs.a6;
+	return 0;
+}
+
 static const struct porthole_ioctl device_ioctls[] = {
 	{ PORTHOLE_INFO, handle_info },
 	{ PORTHOLE_CREATE_VM, porthole_vm_create },
@@ -226,6 +250,7 @@ static const struct porthole_ioctl device_ioctls[] = {
 	{ PORTHOLE_STATS, handle_stats },
 	{ PORTHOLE_PAGE_INFO, handle_page_info },
 	{ PORTHOLE_PAGE_FIND, handle_page_find },
+	{ PORTHOLE_VM_WINDOW, handle_vm_window },
 };
 
 static long device_ioctl(struct file *file, unsigned int cmd, unsigned long arg)

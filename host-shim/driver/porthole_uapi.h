@@ -28,7 +28,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define PORTHOLE_UAPI_VERSION	1
+#define PORTHOLE_UAPI_VERSION	2
 #define PORTHOLE_IOC		0xD7
 
 #define PORTHOLE_UAPI_REGIONS_MAX	16
@@ -58,10 +58,11 @@ struct porthole_region {
 
 /*
  * PORTHOLE_CREATE_VM: returns a VM file. The map cannot change later. Entries
- * of regions beyond region_count must be 0. At least one region is RAM.
+ * of regions beyond region_count must be 0. At least one region is RAM, or open
+ * RAM with PORTHOLE_VM_FLAG_UNPROTECTED: then it takes windows instead of pages.
  */
 struct porthole_create_vm {
-	__u64 flags;		/* policy, part of the measurement; 0 */
+	__u64 flags;		/* policy, part of the measurement: PORTHOLE_VM_FLAG_* */
 	__u32 vcpus;		/* 1 to 8 */
 	__u32 spi_count;	/* SPIs declared, from INTID 32 on; at most 224 */
 	__u32 msi_base;		/* first INTID of the GICv2m frame; 0 without one */
@@ -84,6 +85,7 @@ struct porthole_vm_entry {
 	__u32 windows;
 	__s32 pid;		/* process that created it, in the caller's pid
 				 * namespace; 0 if gone or unknown */
+	__u64 flags;		/* PORTHOLE_VM_FLAG_* it was created with */
 };
 
 /* PORTHOLE_LIST: all VMs. ENOSPC, with count set, if they do not fit. */
@@ -127,10 +129,15 @@ struct porthole_stats {
 	__u64 value;		/* out */
 };
 
-/* PORTHOLE_PAGE_INFO: who owns a page. */
+/*
+ * PORTHOLE_PAGE_INFO: who owns a page, and how many from it on have the same
+ * owner and VM: 16384 at most. Where no RAM is, the pages to the next RAM, 0 if
+ * none comes. Looking again at pa + (pages << 12) shows all of memory.
+ */
 struct porthole_page_info {
 	__u64 pa;		/* page-aligned */
 	__u64 vm;		/* out: handle of its VM or 0 */
+	__u64 pages;		/* out */
 	__u32 owner;		/* out: PORTHOLE_OWNER_* */
 	__s32 refusal;		/* out */
 };
@@ -147,6 +154,19 @@ struct porthole_page_find {
 	__u32 reserved;
 };
 
+/* PORTHOLE_VM_WINDOW: a registered window of any VM, as the hypervisor knows it. */
+struct porthole_vm_window {
+	__u64 vm;		/* handle */
+	__u64 id;		/* 0 to 31, the hypervisor's; ENOENT if there is none */
+	__u64 ipa;		/* out */
+	__u64 length;		/* out: bytes */
+	__u64 bar_offset;	/* out */
+	__u32 function;		/* out: as in WINDOW_CREATE; the lowest that shares it */
+	__u32 function_mask;	/* out: bit n: function n of the device shares it */
+	__u32 bar;		/* out */
+	__s32 refusal;		/* out */
+};
+
 #define PORTHOLE_INFO		_IOR(PORTHOLE_IOC, 0x00, struct porthole_info)
 #define PORTHOLE_CREATE_VM	_IOWR(PORTHOLE_IOC, 0x01, struct porthole_create_vm)
 #define PORTHOLE_LIST		_IOWR(PORTHOLE_IOC, 0x02, struct porthole_list)
@@ -155,6 +175,7 @@ struct porthole_page_find {
 #define PORTHOLE_STATS		_IOWR(PORTHOLE_IOC, 0x05, struct porthole_stats)
 #define PORTHOLE_PAGE_INFO	_IOWR(PORTHOLE_IOC, 0x06, struct porthole_page_info)
 #define PORTHOLE_PAGE_FIND	_IOWR(PORTHOLE_IOC, 0x07, struct porthole_page_find)
+#define PORTHOLE_VM_WINDOW	_IOWR(PORTHOLE_IOC, 0x08, struct porthole_vm_window)
 
 /* ---- VM file ---------------------------------------------------------- */
 
@@ -204,12 +225,14 @@ struct porthole_create_vcpu {
  * PORTHOLE_WINDOW_CREATE: allocates zeroed pages for a window and, unless ipa
  * is PORTHOLE_WINDOW_UNMAPPED, registers it. mmap(MAP_SHARED) of the VM file at
  * offset (id << 32) + page-aligned offset inside the window maps the pages, read
- * and write, never executable; the mapping stays good after WINDOW_DESTROY and
- * is not inherited by fork.
+ * and write, never executable; a mapping that is longer goes on with the windows
+ * whose ids follow. It stays good after WINDOW_DESTROY and is not inherited by
+ * fork.
  */
 struct porthole_window_create {
-	__u64 ipa;		/* inside a Window region, or UNMAPPED */
-	__u64 length;		/* bytes, a multiple of the page size, at most 16 MiB */
+	__u64 ipa;		/* inside a Window or open RAM region, or UNMAPPED */
+	__u64 length;		/* bytes, a multiple of the page size, at most 16 MiB,
+				 * or 64 MiB in open RAM */
 	__u64 bar_size;		/* a power of two, at least a page */
 	__u64 bar_offset;	/* of the window inside its BAR, page-aligned */
 	__u32 function;		/* segment << 16 | bus << 8 | device << 3 | function */
@@ -348,6 +371,9 @@ struct porthole_vm_info {
 #define PORTHOLE_RUN_INTR		256	/* a signal or immediate_exit; RUN gave EINTR */
 #define PORTHOLE_RUN_STOPPED		257	/* another vCPU ended the VM */
 
+/* Kinds of exits that are counted. */
+#define PORTHOLE_RUN_EXITS		11
+
 /*
  * The page that mmap(MAP_SHARED) of a vCPU file at offset 0 shows. The driver
  * writes it before RUN returns; the caller writes immediate_exit and mmio.data.
@@ -364,6 +390,8 @@ struct porthole_run {
 	struct {
 		__u64 type;	/* out */
 	} system;
+	__u64 exits[PORTHOLE_RUN_EXITS];	/* out: exits so far by PORTHOLE_EXIT_*, those
+						 * served in the driver too */
 };
 
 #define PORTHOLE_RUN_SIZE	4096	/* what mmap takes */

@@ -61,6 +61,8 @@ static ktime_t deadline_to_ktime(u64 deadline)
 			    mul_u64_u32_div(ticks, NSEC_PER_SEC, frequency));
 }
 
+static_assert(PORTHOLE_EXIT_CRASH < PORTHOLE_RUN_EXITS);
+
 /* Why a sleeper has to get up, beside its own flag. */
 static bool must_leave(struct porthole_vcpu *vcpu)
 {
@@ -234,6 +236,8 @@ static long run_loop(struct porthole_vcpu *vcpu)
 			ret = refused(vcpu, status);
 		} else {
 			vcpu->read_pending = false;
+			if (exit.kind < PORTHOLE_RUN_EXITS)
+				vcpu->run->exits[exit.kind]++;
 			ret = handle_exit(vcpu, &exit);
 		}
 	} while (ret > 0);

@@ -8,6 +8,7 @@
 
 #include <linux/delay.h>
 #include <linux/gfp.h>
+#include <linux/libnvdimm.h>
 #include <linux/slab.h>
 
 /* An mmap offset is the window's id above 4 GiB, its offset below. */
@@ -192,6 +193,19 @@ static int unregister_all(struct porthole_vm *vm, struct porthole_window *window
 	return ret;
 }
 
+/*
+ * A guest whose caches are off, as each is at first, reads memory: what the
+ * host wrote, zeros included, has to be there.
+ */
+static void clean_pages(struct porthole_window *window)
+{
+	u32 i;
+
+	for (i = 0; i < window->extent_count; i++)
+		arch_wb_cache_pmem(phys_to_virt(window->extents[i].pa),
+				   window->extents[i].pages << PAGE_SHIFT);
+}
+
 /* Registers for all functions or for none. */
 static int register_all(struct porthole_vm *vm, struct porthole_window *window,
 			u64 ipa, s32 *refusal)
@@ -200,6 +214,7 @@ static int register_all(struct porthole_vm *vm, struct porthole_window *window,
 	s32 ignored;
 	int ret = 0;
 
+	clean_pages(window);
 	window->ipa = ipa;
 	for (bit = 0; !ret && bit < FUNCTIONS_MAX; bit++)
 		if (window->function_mask & BIT(bit))
@@ -265,7 +280,7 @@ long porthole_window_create(struct porthole_request *request)
 	create->id = 0;
 	/* What sizes the allocation is checked here, the rest by the hypervisor. */
 	if (create->reserved || !create->length || !PAGE_ALIGNED(create->length) ||
-	    create->length >> PAGE_SHIFT > PORTHOLE_WINDOW_PAGES_MAX ||
+	    create->length >> PAGE_SHIFT > PORTHOLE_OPEN_WINDOW_PAGES_MAX ||
 	    create->flags & ~PORTHOLE_WINDOW_BAR_64)
 		return -EINVAL;
 	window = window_alloc(create);
@@ -407,30 +422,46 @@ long porthole_window_info(struct porthole_request *request)
 	return window ? 0 : -ENOENT;
 }
 
-/* mmap of a VM file: some or all pages of one window. Under mmap_lock. */
+/* Maps pages of the windows from "id" on, "first" pages behind its start. Under windows_lock. */
+static int insert_pages(struct porthole_vm *vm, struct vm_area_struct *vma,
+			unsigned long id, unsigned long first)
+{
+	unsigned long at = vma->vm_start;
+
+	while (at < vma->vm_end) {
+		struct porthole_window *window =
+			id < PORTHOLE_WINDOWS_MAX ? vm->windows[id] : NULL;
+		unsigned long count, left;
+		int ret;
+
+		if (!window)
+			return at == vma->vm_start ? -ENOENT : -EINVAL;
+		if (first >= window->page_count)
+			return -EINVAL;
+		count = min(window->page_count - first, (vma->vm_end - at) >> PAGE_SHIFT);
+		left = count;
+		ret = vm_insert_pages(vma, at, &window->pages[first], &left);
+		if (ret)
+			return ret;
+		at += count << PAGE_SHIFT;
+		first = 0;
+		id++;
+	}
+	return 0;
+}
+
+/* mmap of a VM file: some or all pages of a window, or of several in a row. Under mmap_lock. */
 int porthole_window_mmap(struct porthole_vm *vm, struct vm_area_struct *vma)
 {
 	unsigned long first = vma->vm_pgoff & GENMASK(MMAP_ID_SHIFT - 1, 0);
-	unsigned long count = vma_pages(vma), left = count;
 	unsigned long id = vma->vm_pgoff >> MMAP_ID_SHIFT;
-	struct porthole_window *window;
 	int ret;
 
 	if (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC))
 		return -EINVAL;
+	vm_flags_mod(vma, VM_DONTEXPAND | VM_DONTCOPY | VM_DONTDUMP, VM_MAYEXEC);
 	mutex_lock(&vm->windows_lock);
-	window = id < PORTHOLE_WINDOWS_MAX ? vm->windows[id] : NULL;
-	if (!window) {
-		ret = -ENOENT;
-	} else if (first >= window->page_count ||
-		   count > window->page_count - first) {
-		ret = -EINVAL;
-	} else {
-		vm_flags_mod(vma, VM_DONTEXPAND | VM_DONTCOPY | VM_DONTDUMP,
-			     VM_MAYEXEC);
-		ret = vm_insert_pages(vma, vma->vm_start, &window->pages[first],
-				      &left);
-	}
+	ret = insert_pages(vm, vma, id, first);
 	mutex_unlock(&vm->windows_lock);
 	return ret;
 }

@@ -162,8 +162,12 @@ TEST(bad_windows_are_refused)
 	REFUSED(PORTHOLE_E_OUTSIDE_BAR);
 	bad.length = 0;
 	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_WINDOW_CREATE, &bad), EINVAL);
-	bad.length = (16 << 20) + 4096;
+	bad.length = (64 << 20) + 4096;
 	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_WINDOW_CREATE, &bad), EINVAL);
+	/* As much as open RAM may have, but not a device. */
+	bad.length = (16 << 20) + 4096;
+	bad.bar_size = 32 << 20;
+	REFUSED(PORTHOLE_E_TOO_LARGE);
 
 	CHECK(ioctl(vm.fd, PORTHOLE_WINDOW_ADD_FUNCTION, &share) == 0);
 	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_WINDOW_ADD_FUNCTION, &share), EEXIST);
@@ -178,6 +182,52 @@ TEST(bad_windows_are_refused)
 	CHECK(mmap(NULL, (1 << 16) + 4096, PROT_READ, MAP_SHARED, vm.fd, 0) == MAP_FAILED);
 	CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, vm.fd, 1LL << 32) == MAP_FAILED);
 	vm_close(&vm);
+}
+
+TEST(windows_are_mapped_and_shown_in_a_row)
+{
+	struct porthole_window_create create = window_config(WINDOW_BASE, 1 << 16);
+	struct porthole_vm_window look = { 0 };
+	struct porthole_page_info page = { 0 };
+	struct porthole_window_info info = { .id = 1 };
+	struct vm vm = vm_unfinished(1);
+	char *both, *second;
+
+	CHECK(ioctl(vm.fd, PORTHOLE_WINDOW_CREATE, &create) == 0);
+	create.ipa += 1 << 20;
+	CHECK(ioctl(vm.fd, PORTHOLE_WINDOW_CREATE, &create) == 0 && create.id == 1);
+	both = mmap(NULL, 2 << 16, PROT_READ | PROT_WRITE, MAP_SHARED, vm.fd, 0);
+	second = mmap(NULL, 1 << 16, PROT_READ | PROT_WRITE, MAP_SHARED, vm.fd, 1LL << 32);
+	CHECK(both != MAP_FAILED && second != MAP_FAILED);
+	both[1 << 16] = 5;
+	CHECK(second[0] == 5 && both[0] == 0);
+	/* Neither more than there is nor from behind the end. */
+	CHECK(mmap(NULL, 3 << 16, PROT_READ, MAP_SHARED, vm.fd, 0) == MAP_FAILED);
+	CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, vm.fd, 1 << 16) == MAP_FAILED);
+
+	look.vm = vm.handle;
+	look.id = 1;
+	CHECK(ioctl(device, PORTHOLE_VM_WINDOW, &look) == 0);
+	CHECK(look.ipa == create.ipa && look.length == 1 << 16);
+	CHECK(look.function == FUNCTION && look.function_mask == 1U << (FUNCTION & 7));
+	look.id = 2;
+	CHECK_FAILS(ioctl(device, PORTHOLE_VM_WINDOW, &look), ENOENT);
+	look.id = UINT64_MAX;
+	CHECK_FAILS(ioctl(device, PORTHOLE_VM_WINDOW, &look), ENOENT);
+
+	CHECK(ioctl(vm.fd, PORTHOLE_WINDOW_INFO, &info) == 0);
+	page.pa = info.first_pa;
+	CHECK(ioctl(device, PORTHOLE_PAGE_INFO, &page) == 0);
+	CHECK(page.owner == PORTHOLE_OWNER_WINDOW && page.pages >= 1 && page.pages <= 32);
+	page.pa = 0;
+	CHECK(ioctl(device, PORTHOLE_PAGE_INFO, &page) == 0);
+	CHECK(page.owner == PORTHOLE_OWNER_NONE && page.pages > 0);
+	page.pa = page.pages << 12;
+	CHECK(ioctl(device, PORTHOLE_PAGE_INFO, &page) == 0);
+	CHECK(page.owner != PORTHOLE_OWNER_NONE);
+	vm_close(&vm);
+	munmap(both, 2 << 16);
+	munmap(second, 1 << 16);
 }
 
 TEST(a_mapping_outlives_its_window)

@@ -33,6 +33,10 @@ TEST(mmio_exits_carry_every_width)
 	vm.run[0]->immediate_exit = 0;
 	CHECK(vm_expect_write(&vm, 0, CONSOLE + 8, 8) == 0x123456789abcdef1);
 	vm_expect_end(&vm, PORTHOLE_RUN_SYSTEM_OFF);
+	CHECK(vm.run[0]->exits[PORTHOLE_EXIT_MMIO_READ] == 3);
+	CHECK(vm.run[0]->exits[PORTHOLE_EXIT_MMIO_WRITE] == 4);
+	CHECK(vm.run[0]->exits[PORTHOLE_EXIT_SYSTEM_OFF] == 1);
+	CHECK(vm.run[0]->exits[PORTHOLE_EXIT_CRASH] == 0);
 	vm_close(&vm);
 }
 

@@ -27,6 +27,7 @@ plain!(
     Stats,
     PageInfo,
     PageFind,
+    VmWindow,
     Populate,
     Finalize,
     WindowCreate,

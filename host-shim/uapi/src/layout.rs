@@ -5,13 +5,16 @@ use porthole_abi::RegionDesc;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the interface between the driver and user space.
-pub const UAPI_VERSION: u32 = 1;
+pub const UAPI_VERSION: u32 = 2;
 /// Most regions of one VM.
 pub const REGIONS_MAX: usize = 16;
 /// Instead of an IPA: the window is registered nowhere.
 pub const WINDOW_UNMAPPED: u64 = u64::MAX;
 /// Bytes of a vCPU's run page.
 pub const RUN_SIZE: usize = 4096;
+
+/// Kinds of exits that the driver counts.
+pub const RUN_EXITS: usize = 11;
 
 /// Flag bits of the eventfd calls.
 pub struct IrqFlags;
@@ -116,6 +119,8 @@ records! {
         windows: u32,
         /// Process that created it; 0 if gone or unknown.
         pid: i32,
+        /// `porthole_abi::VmFlags` that it was created with.
+        flags: u64,
     }
     /// Argument of LIST.
     List = "porthole_list" {
@@ -169,8 +174,31 @@ records! {
         pa: u64,
         /// Out: handle or 0.
         vm: u64,
+        /// Out: pages from this one on with the same owner and VM, or to the next RAM.
+        pages: u64,
         /// Out: `porthole_abi::PageOwner`.
         owner: u32,
+        /// Out: the hypervisor's error or 0.
+        refusal: i32,
+    }
+    /// A registered window of any VM.
+    VmWindow = "porthole_vm_window" {
+        /// Handle.
+        vm: u64,
+        /// The hypervisor's number of it.
+        id: u64,
+        /// Out: where the guest sees it.
+        ipa: u64,
+        /// Out: bytes.
+        length: u64,
+        /// Out: bytes from the BAR's start.
+        bar_offset: u64,
+        /// Out: the lowest `porthole_abi::FunctionId` that shares it.
+        function: u32,
+        /// Out: functions of the device that share it, one bit each.
+        function_mask: u32,
+        /// Out: BAR number.
+        bar: u32,
         /// Out: the hypervisor's error or 0.
         refusal: i32,
     }
@@ -392,6 +420,8 @@ records! {
         mmio: RunMmio,
         /// Reset type or exception class.
         system: u64,
+        /// Out: exits so far, by `porthole_abi::ExitKind`.
+        exits: [u64; RUN_EXITS],
     }
 }
 

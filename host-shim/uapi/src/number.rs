@@ -55,6 +55,7 @@ calls! {
     STATS(Stats) = READ | WRITE, 0x05;
     PAGE_INFO(PageInfo) = READ | WRITE, 0x06;
     PAGE_FIND(PageFind) = READ | WRITE, 0x07;
+    VM_WINDOW(VmWindow) = READ | WRITE, 0x08;
     VM_LOAD(Load) = READ | WRITE, 0x20;
     VM_POPULATE(Populate) = READ | WRITE, 0x21;
     VM_FINALIZE(Finalize) = READ | WRITE, 0x22;

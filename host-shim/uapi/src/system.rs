@@ -8,7 +8,7 @@ use std::path::Path;
 use porthole_abi::{PageOwner, StatKind, VMS_MAX};
 
 use crate::ioctl;
-use crate::layout::{Audit, CreateVm, Info, PageFind, PageInfo, Stats, VmEntry};
+use crate::layout::{Audit, CreateVm, Info, PageFind, PageInfo, Stats, VmEntry, VmWindow};
 use crate::number;
 use crate::{Error, Result, Vm};
 
@@ -83,6 +83,35 @@ impl System {
         let done = ioctl::plain(&self.0, &number::STATS, &mut stats);
         ioctl::outcome(number::STATS.name, stats.refusal, done)?;
         Ok(stats.value)
+    }
+
+    /// A registered window of the VM with this handle; `None` if it has none of this number.
+    pub fn vm_window(&self, vm: u64, id: u64) -> Result<Option<VmWindow>> {
+        let mut window = VmWindow {
+            vm,
+            id,
+            ..VmWindow::default()
+        };
+        let done = ioctl::plain(&self.0, &number::VM_WINDOW, &mut window);
+        match ioctl::outcome(number::VM_WINDOW.name, window.refusal, done) {
+            Ok(()) => Ok(Some(window)),
+            Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(e) if e.refusal() == Some(porthole_abi::Error::NoWindow) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Owner of the page at `pa`, the handle of its VM or 0, and how many pages from it on have the same. Where no
+    /// RAM is, the pages to the next RAM, 0 if none comes.
+    pub fn page_run(&self, pa: u64) -> Result<(PageOwner, u64, u64)> {
+        let mut page = PageInfo {
+            pa,
+            ..PageInfo::default()
+        };
+        let done = ioctl::plain(&self.0, &number::PAGE_INFO, &mut page);
+        ioctl::outcome(number::PAGE_INFO.name, page.refusal, done)?;
+        let owner = PageOwner::from_number(page.owner.into()).unwrap_or(PageOwner::None);
+        Ok((owner, page.vm, page.pages))
     }
 
     /// Owner of the page at `pa`, and the handle of its VM or 0.

@@ -10,7 +10,7 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory};
 
 use crate::ioctl;
-use crate::layout::{RUN_SIZE, Run, RunMmio, RunReason};
+use crate::layout::{RUN_EXITS, RUN_SIZE, Run, RunMmio, RunReason};
 use crate::number;
 use crate::vm::map_error;
 use crate::{Error, Result};
@@ -73,6 +73,12 @@ impl RunPage {
     pub fn stop(&self) {
         self.word(std::mem::offset_of!(Run, immediate_exit))
             .store(1, Ordering::SeqCst);
+    }
+
+    /// Exits so far, by `porthole_abi::ExitKind`; those that the driver served are among them.
+    pub fn exits(&self) -> [u64; RUN_EXITS] {
+        let first = std::mem::offset_of!(Run, exits);
+        std::array::from_fn(|kind| self.long(first + 8 * kind).load(Ordering::Relaxed))
     }
 
     fn exit(&self) -> Result<RunExit> {

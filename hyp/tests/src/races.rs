@@ -302,7 +302,7 @@ fn a08_reserved_fields_not_zero() -> Result<(), Failure> {
     let mut bad = [good; 5];
     bad[0].reserved[0] = 1;
     bad[1].reserved[1] = 1 << 63;
-    bad[2].flags = 1;
+    bad[2].flags = 2;
     bad[3].regions[0].reserved = 1;
     bad[4].regions[15].size = PAGE_SIZE;
     for config in &bad {

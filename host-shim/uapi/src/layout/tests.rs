@@ -49,6 +49,7 @@ fn structures_and_numbers_equal_the_drivers_header() {
         ("PORTHOLE_UAPI_REGIONS_MAX", REGIONS_MAX as u64),
         ("PORTHOLE_WINDOW_UNMAPPED", WINDOW_UNMAPPED),
         ("PORTHOLE_RUN_SIZE", RUN_SIZE as u64),
+        ("PORTHOLE_RUN_EXITS", RUN_EXITS as u64),
         ("PORTHOLE_RUN_NONE", RunReason::None as u64),
         ("PORTHOLE_RUN_MMIO_READ", RunReason::MmioRead as u64),
         ("PORTHOLE_RUN_MMIO_WRITE", RunReason::MmioWrite as u64),
