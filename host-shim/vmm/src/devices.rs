@@ -9,6 +9,8 @@ use porthole_abi::{FunctionId, PAGE_SIZE, WINDOW_PAGES_MAX, WindowFlags};
 use porthole_uapi::{Vm, WindowCreate};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::backing::Backing;
+use crate::cli::SwiotlbMode;
 use crate::layout::{MSI_BASE, MSI_COUNT, PCI_REGISTERS, PCI_WINDOWS};
 use crate::pci::bus::PciBus;
 use crate::pci::msix::MsiLines;
@@ -121,6 +123,8 @@ struct Place {
     slot: u8,
     ipa: u64,
     size: u64,
+    /// Without a window of its own: `size` is 0.
+    open: bool,
     /// Positions in the list, in the order of their function numbers.
     members: Vec<usize>,
 }
@@ -132,6 +136,7 @@ struct Demand<'a> {
     usual: u64,
     window: Option<u64>,
     group: Option<&'a str>,
+    open: bool,
 }
 
 impl<'a> Demand<'a> {
@@ -143,6 +148,7 @@ impl<'a> Demand<'a> {
             usual: rings.saturating_add(buffers.usual),
             window: spec.window,
             group: spec.group.as_deref(),
+            open: spec.swiotlb.mode == SwiotlbMode::Off,
         }
     }
 }
@@ -198,8 +204,9 @@ fn place(demands: &[Demand<'_>]) -> Result<Vec<Place>, DeviceError> {
             return Err(DeviceError::BusFull(name.to_owned()));
         }
         let all: Vec<_> = members.iter().map(|m| &demands[*m]).collect();
-        let size = window_size(&all)?;
-        let ipa = free.next_multiple_of(size);
+        let open = all.iter().any(|d| d.open);
+        let size = if open { 0 } else { window_size(&all)? };
+        let ipa = free.next_multiple_of(size.max(PAGE_SIZE));
         free = ipa + size;
         if free > PCI_WINDOWS.end() {
             return Err(DeviceError::ApertureFull {
@@ -210,6 +217,7 @@ fn place(demands: &[Demand<'_>]) -> Result<Vec<Place>, DeviceError> {
             slot,
             ipa,
             size,
+            open,
             members,
         });
     }
@@ -236,6 +244,7 @@ impl NotifyPort for DriverNotify {
 pub fn build(
     vm: &Arc<Vm>,
     specs: Vec<DeviceSpec>,
+    backing: Option<&Backing>,
 ) -> Result<(PciBus, Vec<Arc<VirtioPci>>), DeviceError> {
     let demands: Vec<_> = specs.iter().map(Demand::of).collect();
     let places = place(&demands)?;
@@ -258,7 +267,14 @@ pub fn build(
     let mut functions: Vec<_> = specs.iter().map(|_| None).collect();
     for place in places {
         let first = specs[place.members[0]].as_ref().map(|s| s.name.clone());
-        let shared = Arc::new(Mutex::new(window(vm, first.unwrap_or_default(), &place)?));
+        let name = first.unwrap_or_default();
+        let memory = match backing {
+            Some(backing) if place.open => {
+                Window::fixed(&name, backing.pages.clone(), backing.range.base)
+            }
+            _ => window(vm, name, &place)?,
+        };
+        let shared = Arc::new(Mutex::new(memory));
         for (number, index) in (0u8..).zip(&place.members) {
             let Some(spec) = specs[*index].take() else {
                 continue;
@@ -329,7 +345,27 @@ mod tests {
             usual: 600 << 10,
             window,
             group,
+            open: false,
         }
+    }
+
+    #[test]
+    fn devices_without_a_window_take_no_room() {
+        let all = [
+            demand("a", None, None),
+            Demand {
+                open: true,
+                ..demand("b", None, Some(16 << 20))
+            },
+            demand("c", None, None),
+        ];
+        let places = place(&all).unwrap();
+        let got: Vec<_> = places.iter().map(|p| (p.slot, p.size, p.open)).collect();
+        assert_eq!(
+            got,
+            [(1, 1 << 20, false), (2, 0, true), (3, 1 << 20, false)]
+        );
+        assert_eq!(places[2].ipa, places[0].ipa + (1 << 20));
     }
 
     #[test]

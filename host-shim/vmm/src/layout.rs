@@ -48,12 +48,19 @@ pub const PCI_WINDOWS: Range = Range::new(0x1000_0000, 0x1f00_0000);
 pub const PCI_REGISTERS: Range = Range::new(0x2f00_0000, 0x0100_0000);
 /// PCI configuration space of bus 0: 4 KiB for each of 256 functions.
 pub const PCI_ECAM: Range = Range::new(0x3000_0000, 0x10_0000);
+/// Pool for DMA of a guest that finds it in the device tree: a `Window` region as large as the pool.
+pub const POOL_BASE: u64 = 0x4000_0000;
+/// Most bytes of it: half of the VM's windows.
+pub const POOL_MAX: u64 = 256 << 20;
 /// First address of RAM.
 pub const RAM_BASE: u64 = 0x8000_0000;
 /// Most bytes of RAM: what is left of the guest's 36-bit address space.
 pub const RAM_MAX: u64 = (1 << porthole_abi::GUEST_IPA_BITS) - RAM_BASE;
 /// Fewest bytes of RAM: an image and a device tree in 2 MiB blocks.
 pub const RAM_MIN: u64 = 2 << 20;
+/// Most bytes of RAM of an unprotected VM: as much as its windows can be.
+pub const OPEN_RAM_MAX: u64 =
+    porthole_abi::WINDOWS_MAX as u64 * porthole_abi::OPEN_WINDOW_PAGES_MAX * PAGE_SIZE;
 
 /// Where a device writes an MSI: GICv2m `SETSPI_NS`.
 pub const MSI_DOORBELL: u64 = GIC_V2M.base + 0x40;
@@ -69,15 +76,20 @@ pub const MSI_COUNT: u32 = 64;
 /// SPIs declared when the VM is created.
 pub const SPI_COUNT: u32 = WIRED_SPIS + MSI_COUNT;
 
-/// The typed regions a VM is created with.
-pub fn regions(ram_size: u64, vcpus: u32) -> Vec<RegionDesc> {
+/// The typed regions a VM is created with: RAM that is private or open to the host, and a pool unless it has none.
+pub fn regions(ram_size: u64, open: bool, vcpus: u32, pool: u64) -> Vec<RegionDesc> {
     let region = |kind: RegionKind, base, size| RegionDesc {
         base,
         size,
         kind: kind as u32,
         reserved: 0,
     };
-    vec![
+    let ram = if open {
+        RegionKind::OpenRam
+    } else {
+        RegionKind::Ram
+    };
+    let mut all = vec![
         region(RegionKind::GicDistributor, GICD.base, GICD.size),
         region(RegionKind::GicV2m, GIC_V2M.base, GIC_V2M.size),
         region(
@@ -86,8 +98,12 @@ pub fn regions(ram_size: u64, vcpus: u32) -> Vec<RegionDesc> {
             GICR_STRIDE * u64::from(vcpus),
         ),
         region(RegionKind::Window, PCI_WINDOWS.base, PCI_WINDOWS.size),
-        region(RegionKind::Ram, RAM_BASE, ram_size),
-    ]
+        region(ram, RAM_BASE, ram_size),
+    ];
+    if pool > 0 {
+        all.push(region(RegionKind::Window, POOL_BASE, pool));
+    }
+    all
 }
 
 #[cfg(test)]
@@ -96,7 +112,7 @@ mod tests {
 
     #[test]
     fn regions_do_not_overlap_each_other_or_the_trapped_ranges() {
-        let mut all: Vec<_> = regions(RAM_MAX, 8)
+        let mut all: Vec<_> = regions(RAM_MAX, false, 8, POOL_MAX)
             .iter()
             .map(|r| Range::new(r.base, r.size))
             .collect();

@@ -2,10 +2,12 @@
 //! It talks to the driver through `porthole-uapi` and never sees guest memory beyond the devices' windows.
 #![forbid(unsafe_code)]
 
+pub mod backing;
 pub mod boot;
 pub mod bus;
 pub mod cli;
 pub mod command;
+pub mod control;
 pub mod device;
 pub mod devices;
 pub mod end;

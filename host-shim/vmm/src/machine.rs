@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use porthole_abi::{RegionDesc, SPI_BASE};
+use porthole_abi::{RegionDesc, SPI_BASE, VmFlags};
 use porthole_uapi::{CreateVm, Error, REGIONS_MAX, System, Vcpu, Vm};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::backing::{Backing, Kind};
 use crate::boot::fdt::{self, TreeConfig};
 use crate::boot::plan::{Loader, Plan, PlanError};
 use crate::bus::{MmioBus, Overlap};
@@ -114,8 +115,10 @@ impl Machine {
         mut plan: Plan,
         models: Models,
     ) -> Result<Self, MachineError> {
-        let mut config = vm_config(args.mem.0, args.cpus);
+        let mut config = vm_config(args);
         let vm = Arc::new(step("cannot create the VM", system.create_vm(&mut config))?);
+        // Before the devices' windows, so that its own come first.
+        let backing = backing(&vm, args)?;
         let vcpus = (0..args.cpus)
             .map(|index| step("cannot create a vCPU", vm.create_vcpu(index)))
             .collect::<Result<Vec<_>, _>>()?;
@@ -128,7 +131,7 @@ impl Machine {
         let serial = Arc::new(SerialPort::new(line, output));
         bus.add(UART, serial.clone())?;
         bus.add(RTC, Arc::new(Clock::default()))?;
-        let (pci, functions) = devices::build(&vm, models.specs)?;
+        let (pci, functions) = devices::build(&vm, models.specs, backing.as_ref())?;
         let console = models.input.zip(functions.first().cloned());
         let pci = Arc::new(pci);
         bus.add(PCI_ECAM, Arc::new(Ecam(pci.clone())))?;
@@ -136,14 +139,21 @@ impl Machine {
         let tree = fdt::build(&TreeConfig {
             vcpus: args.cpus,
             ram_size: args.mem.0,
+            pool: args.dt_pool,
             cmdline: &args.cmdline,
             initrd: plan.initrd_range,
             seed: args.seed.then(seed).transpose()?,
         })?;
-        plan.load(&DriverLoader(&vm), &tree)?;
+        match &backing {
+            Some(ram) if ram.kind == Kind::Ram => plan.load(ram, &tree)?,
+            _ => plan.load(&DriverLoader(&vm), &tree)?,
+        }
+        if let Some(backing) = &backing {
+            step("cannot show the guest its memory", backing.place(&vm))?;
+        }
         let (entry, x0) = (plan.placement.entry, plan.dtb_ipa);
         step("cannot finalize the VM", vm.finalize(entry, x0))?;
-        if args.prefault {
+        if args.prefault && !args.unprotected {
             let all = vm.populate(RAM_BASE, args.mem.0);
             step("cannot give the guest its memory", all)?;
         }
@@ -159,14 +169,30 @@ impl Machine {
     }
 }
 
-fn vm_config(ram_size: u64, vcpus: u32) -> CreateVm {
-    let used = regions(ram_size, vcpus);
+/// The memory that devices without a window share, if there is any.
+fn backing(vm: &Vm, args: &RunArgs) -> Result<Option<Backing>, MachineError> {
+    let (kind, size) = match args.dt_pool {
+        _ if args.unprotected => (Kind::Ram, args.mem.0),
+        0 => return Ok(None),
+        pool => (Kind::Pool, pool),
+    };
+    let made = Backing::new(vm, kind, size);
+    step("cannot make the memory that the host shares", made).map(Some)
+}
+
+fn vm_config(args: &RunArgs) -> CreateVm {
+    let used = regions(args.mem.0, args.unprotected, args.cpus, args.dt_pool);
+    let flags = match args.unprotected {
+        true => VmFlags::UNPROTECTED,
+        false => VmFlags::empty(),
+    };
     let mut all = [RegionDesc::default(); REGIONS_MAX];
     for (to, from) in all.iter_mut().zip(&used) {
         *to = *from;
     }
     CreateVm {
-        vcpus,
+        flags: flags.bits(),
+        vcpus: args.cpus,
         spi_count: SPI_COUNT,
         msi_base: MSI_BASE,
         msi_count: MSI_COUNT,

@@ -129,6 +129,7 @@ impl Models {
                 mode: asked.mode(),
                 bit: args.swiotlb_feature_bit,
                 cfg_type: args.swiotlb_cfg_type,
+                pool: args.dt_pool > 0,
             },
             window: asked.window.map(|size| size.0),
             group: asked.group.clone(),

@@ -5,13 +5,14 @@
 use vm_fdt::{FdtWriter, FdtWriterNode};
 
 use crate::layout::{
-    self, GIC_V2M, GICD, GICR_BASE, GICR_STRIDE, PCI_ECAM, PCI_REGISTERS, PCI_WINDOWS, RAM_BASE,
-    RTC, Range, UART,
+    self, GIC_V2M, GICD, GICR_BASE, GICR_STRIDE, PCI_ECAM, PCI_REGISTERS, PCI_WINDOWS, POOL_BASE,
+    RAM_BASE, RTC, Range, UART,
 };
 
 const GIC_PHANDLE: u32 = 1;
 const V2M_PHANDLE: u32 = 2;
 const CLOCK_PHANDLE: u32 = 3;
+const POOL_PHANDLE: u32 = 4;
 
 /// First cell of a GIC interrupt: a shared one.
 const GIC_SPI: u32 = 0;
@@ -35,6 +36,8 @@ pub struct TreeConfig<'a> {
     pub vcpus: u32,
     /// Bytes of RAM.
     pub ram_size: u64,
+    /// Bytes of the pool that all DMA goes through; 0 without one.
+    pub pool: u64,
     /// Kernel command line.
     pub cmdline: &'a str,
     /// Where the initrd is.
@@ -61,10 +64,13 @@ pub fn build(config: &TreeConfig) -> Result<Vec<u8>, vm_fdt::Error> {
     fdt.property_string("device_type", "memory")?;
     fdt.property_array_u64("reg", &[RAM_BASE, config.ram_size])?;
     fdt.end_node(memory)?;
+    if config.pool > 0 {
+        pool(&mut fdt, config.pool)?;
+    }
     cpus(&mut fdt, config.vcpus)?;
     interrupts(&mut fdt, config.vcpus)?;
     serial_and_clock(&mut fdt)?;
-    pci(&mut fdt)?;
+    pci(&mut fdt, config.pool > 0)?;
     fdt.end_node(root)?;
     fdt.finish()
 }
@@ -83,6 +89,25 @@ fn chosen(fdt: &mut FdtWriter, config: &TreeConfig) -> Result<(), vm_fdt::Error>
         fdt.property("rng-seed", rng)?;
     }
     fdt.end_node(node)
+}
+
+/// Linux takes a pool from memory that it has in its linear map: the region is memory, and reserved without `no-map`
+/// (Documentation/devicetree/bindings/reserved-memory/shared-dma-pool.yaml; kernel/dma/swiotlb.c).
+fn pool(fdt: &mut FdtWriter, size: u64) -> Result<(), vm_fdt::Error> {
+    let memory = fdt.begin_node(&format!("memory@{POOL_BASE:x}"))?;
+    fdt.property_string("device_type", "memory")?;
+    fdt.property_array_u64("reg", &[POOL_BASE, size])?;
+    fdt.end_node(memory)?;
+    let reserved = fdt.begin_node("reserved-memory")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    let node = fdt.begin_node(&format!("dma-pool@{POOL_BASE:x}"))?;
+    fdt.property_string("compatible", "restricted-dma-pool")?;
+    fdt.property_array_u64("reg", &[POOL_BASE, size])?;
+    fdt.property_phandle(POOL_PHANDLE)?;
+    fdt.end_node(node)?;
+    fdt.end_node(reserved)
 }
 
 fn cpus(fdt: &mut FdtWriter, vcpus: u32) -> Result<(), vm_fdt::Error> {
@@ -156,7 +181,7 @@ fn serial_and_clock(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     fdt.end_node(rtc)
 }
 
-fn pci(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+fn pci(fdt: &mut FdtWriter, pool: bool) -> Result<(), vm_fdt::Error> {
     let node: FdtWriterNode = fdt.begin_node(&format!("pcie@{:x}", PCI_ECAM.base))?;
     fdt.property_string("compatible", "pci-host-ecam-generic")?;
     fdt.property_string("device_type", "pci")?;
@@ -178,6 +203,10 @@ fn pci(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     fdt.property_array_u32("ranges", &ranges)?;
     fdt.property_u32("msi-parent", V2M_PHANDLE)?;
     fdt.property_null("dma-coherent")?;
+    if pool {
+        // Functions without a node of their own take their host bridge's (Linux, of_dma_set_restricted_buffer).
+        fdt.property_u32("memory-region", POOL_PHANDLE)?;
+    }
     fdt.end_node(node)
 }
 
@@ -202,10 +231,40 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_is_memory_reserved_and_the_bridges() {
+        let blob = tree(&TreeConfig {
+            vcpus: 1,
+            pool: 16 << 20,
+            ..TreeConfig::default()
+        });
+        let fdt = fdt::Fdt::new(&blob).unwrap();
+        let place = be64(&[POOL_BASE, 16 << 20]);
+        assert_eq!(property(&fdt, "/memory@40000000", "reg"), place);
+        let pool = "/reserved-memory/dma-pool@40000000";
+        assert_eq!(property(&fdt, pool, "reg"), place);
+        assert_eq!(property(&fdt, pool, "compatible"), b"restricted-dma-pool\0");
+        let node = fdt.find_node(pool).unwrap();
+        assert!(node.property("no-map").is_none());
+        assert_eq!(
+            property(&fdt, "/pcie@30000000", "memory-region"),
+            property(&fdt, pool, "phandle")
+        );
+        let blob = tree(&TreeConfig {
+            vcpus: 1,
+            ..TreeConfig::default()
+        });
+        let fdt = fdt::Fdt::new(&blob).unwrap();
+        assert!(fdt.find_node("/reserved-memory").is_none());
+        let bridge = fdt.find_node("/pcie@30000000").unwrap();
+        assert!(bridge.property("memory-region").is_none());
+    }
+
+    #[test]
     fn the_tree_names_memory_command_line_and_initrd() {
         let blob = tree(&TreeConfig {
             vcpus: 1,
             ram_size: 64 << 20,
+            pool: 0,
             cmdline: "console=ttyS0 quiet",
             initrd: Some(Range::new(0x8100_0000, 12345)),
             seed: None,

@@ -12,7 +12,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use super::console::Serial;
 use super::keys::{Keys, SwiotlbMode, mode, parse};
 use super::run::RunOptions;
-use super::values::{Affinity, Cmdline, Cpus, Memory, Name, WindowSize};
+use super::values::{Affinity, Cmdline, Cpus, Memory, Name, PoolSize, WindowSize};
 use super::{ConsoleArgs, DiskArgs, NetArgs, RngArgs, VsockArgs};
 
 /// Longest file, in bytes.
@@ -100,6 +100,8 @@ impl RunOptions {
             swiotlb: self.swiotlb.or(file.swiotlb),
             swiotlb_feature_bit: self.swiotlb_feature_bit.or(file.swiotlb_feature_bit),
             swiotlb_cfg_type: self.swiotlb_cfg_type.or(file.swiotlb_cfg_type),
+            unprotected: self.unprotected.or(file.unprotected),
+            dt_pool: self.dt_pool.or(file.dt_pool),
             prefault: self.prefault.or(file.prefault),
             seed: self.seed.or(file.seed),
             measurement: self.measurement.or(file.measurement),
@@ -164,7 +166,7 @@ macro_rules! from_text {
         }
     )*};
 }
-from_text!(Memory WindowSize Cpus Cmdline Name Affinity Serial);
+from_text!(Memory WindowSize PoolSize Cpus Cmdline Name Affinity Serial);
 
 impl<'de> Deserialize<'de> for SwiotlbMode {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {

@@ -15,6 +15,8 @@ pub enum SwiotlbMode {
     Offer,
     /// Only the capability is there.
     Hint,
+    /// Neither, and no window: the device uses RAM (--unprotected) or the pool of the device tree (--dt-pool).
+    Off,
 }
 
 /// What every device has.

@@ -46,8 +46,12 @@ pub enum Command {
     Run(Box<RunOptions>),
     /// Show the hypervisor: ABI version, features, CPUs, memory kept from the host.
     Info(OutputArgs),
-    /// Show living VMs.
+    /// Show living VMs and their windows.
     List(ListArgs),
+    /// Show a VM: exits of its vCPUs, its devices and how they use their windows.
+    Status(StatusArgs),
+    /// Draw physical memory by owner.
+    Map(MapArgs),
     /// Have the hypervisor prove that host and guests share the windows and nothing else.
     ///
     /// Exit status 0 if it holds, 1 if not.
@@ -89,6 +93,31 @@ pub struct ListArgs {
     /// Name a physical page of each VM's memory and windows too.
     #[arg(long)]
     pub pages: bool,
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The VM: its handle, its name or the pid of its `porthole run`.
+    pub vm: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again every so many seconds (1 if none are given) until interrupted or the VM is gone.
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+          default_missing_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    pub watch: Option<u16>,
+}
+
+/// Options of `map`.
+#[derive(Debug, Args)]
+pub struct MapArgs {
+    /// Print JSON: one object for each run of pages of one owner.
+    #[arg(long, conflicts_with = "svg")]
+    pub json: bool,
+    /// Write a picture to this file.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// Options of `log`.

@@ -11,8 +11,9 @@ use super::disk::DiskArgs;
 use super::keys::{DeviceArgs, Keys, SwiotlbMode, parse};
 use super::net::NetArgs;
 use super::rng::RngArgs;
-use super::values::{Affinity, Cmdline, Cpus, Memory, Name, Size, WindowSize};
+use super::values::{Affinity, Cmdline, Cpus, Memory, Name, PoolSize, Size, WindowSize};
 use super::vsock::VsockArgs;
+use crate::layout::OPEN_RAM_MAX;
 
 /// Options of `run` as written.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
@@ -84,6 +85,18 @@ pub struct RunOptions {
     /// What the devices ask of the guest's driver, if they do not say so themselves [default: require].
     #[arg(long, value_enum, value_name = "MODE")]
     pub swiotlb: Option<SwiotlbMode>,
+    /// Run a guest without protection: the host reaches all its memory. Guest and measurement say so.
+    ///
+    /// For comparison, and for kernels that know neither windows nor pools. Devices then use all of RAM, unless
+    /// they are given --swiotlb or swiotlb=.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub unprotected: Option<bool>,
+    /// One pool of this size for all devices, which the guest finds in its device tree (restricted-dma-pool).
+    ///
+    /// For kernels without VIRTIO_F_SWIOTLB but with CONFIG_DMA_RESTRICTED_POOL. The devices demand
+    /// VIRTIO_F_ACCESS_PLATFORM and reach the pool and nothing else.
+    #[arg(long, value_name = "SIZE")]
+    pub dt_pool: Option<PoolSize>,
     /// Feature bit of VIRTIO_F_SWIOTLB.
     #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(24..=63))]
     pub swiotlb_feature_bit: Option<u32>,
@@ -130,6 +143,10 @@ pub struct RunArgs {
     pub vsock: Option<VsockArgs>,
     /// The entropy device.
     pub rng: Option<RngArgs>,
+    /// The host reaches all memory.
+    pub unprotected: bool,
+    /// Bytes of the device tree's pool; 0 without one.
+    pub dt_pool: u64,
     /// Feature bit of VIRTIO_F_SWIOTLB.
     pub swiotlb_feature_bit: u32,
     /// cfg_type of VIRTIO_PCI_CAP_SWIOTLB.
@@ -159,6 +176,17 @@ pub enum OptionsError {
         /// What is wrong, and what to do.
         why: &'static str,
     },
+    /// No memory that such a device could use.
+    #[error(
+        "'{0}' has swiotlb=off, so it needs the guest's RAM (--unprotected) or a pool (--dt-pool SIZE)"
+    )]
+    NoMemory(String),
+    /// Two ways at once.
+    #[error("--unprotected and --dt-pool exclude each other; an unprotected guest needs no pool")]
+    TwoWays,
+    /// More than windows can be.
+    #[error("an unprotected guest has at most {}M, all its windows; lower --mem", OPEN_RAM_MAX >> 20)]
+    TooMuchOpen,
     /// A vCPU that is not there.
     #[error("--cpu-affinity names vCPU {0}, and there are {1}; raise --cpus or drop it")]
     NoVcpu(usize, u32),
@@ -181,20 +209,24 @@ impl RunOptions {
             nets: self.net,
             vsock: self.vsock,
             rng: self.rng,
+            unprotected: self.unprotected.unwrap_or(false),
+            dt_pool: self.dt_pool.map_or(0, |pool| pool.0.0),
             swiotlb_feature_bit: self.swiotlb_feature_bit.unwrap_or(27),
             swiotlb_cfg_type: self.swiotlb_cfg_type.unwrap_or(10),
             prefault: self.prefault.unwrap_or(false),
             seed: self.seed.unwrap_or(false),
             measurement: self.measurement.unwrap_or(false),
         };
+        let usual = if args.unprotected || args.dt_pool > 0 {
+            SwiotlbMode::Off
+        } else {
+            SwiotlbMode::Require
+        };
         for (name, device) in args.devices() {
             if device.id.is_empty() {
                 device.id = name;
             }
-            device.swiotlb = device
-                .swiotlb
-                .or(self.swiotlb)
-                .or(Some(SwiotlbMode::Require));
+            device.swiotlb = device.swiotlb.or(self.swiotlb).or(Some(usual));
             device.window = device.window.or(self.window.map(|w| w.0));
         }
         args.check()?;
@@ -223,11 +255,21 @@ impl RunArgs {
         if let Some(vcpu) = self.cpu_affinity.vcpus().find(|v| *v >= self.cpus as usize) {
             return Err(OptionsError::NoVcpu(vcpu, self.cpus));
         }
+        if self.unprotected && self.dt_pool > 0 {
+            return Err(OptionsError::TwoWays);
+        }
+        if self.unprotected && self.mem.0 > OPEN_RAM_MAX {
+            return Err(OptionsError::TooMuchOpen);
+        }
+        let has_memory = self.unprotected || self.dt_pool > 0;
         let devices = self.devices();
         let devices: Vec<&DeviceArgs> = devices.into_iter().map(|(_, d)| &*d).collect();
         for (i, device) in devices.iter().enumerate() {
             if devices[..i].iter().any(|other| other.id == device.id) {
                 return Err(OptionsError::SameId(device.id.clone()));
+            }
+            if device.mode() == SwiotlbMode::Off && !has_memory {
+                return Err(OptionsError::NoMemory(device.id.clone()));
             }
             let Some(group) = &device.group else { continue };
             let wrong = |why| {
@@ -246,6 +288,12 @@ impl RunArgs {
             if members.iter().any(|d| d.window != device.window) {
                 return Err(wrong(
                     "its devices share a window; give each the same window=",
+                ));
+            }
+            let is_off = |d: &DeviceArgs| d.mode() == SwiotlbMode::Off;
+            if members.iter().any(|d| is_off(d) != is_off(device)) {
+                return Err(wrong(
+                    "its devices share a window or have none; give all or none swiotlb=off",
                 ));
             }
         }
@@ -342,6 +390,30 @@ pub(crate) mod tests {
         );
         let error = resolve("--disk a,group=g,window=1M --disk b,group=g").unwrap_err();
         assert!(error.to_string().contains("same window="), "{error}");
+    }
+
+    #[test]
+    fn devices_without_a_window_need_other_memory() {
+        for line in ["--swiotlb off", "--console off --disk a,swiotlb=off"] {
+            let error = resolve(line).unwrap_err();
+            assert!(
+                matches!(error, OptionsError::NoMemory(_)),
+                "{line}: {error}"
+            );
+        }
+        for line in ["--unprotected", "--dt-pool 16M"] {
+            let args = resolve(&format!("{line} --disk a --disk b,swiotlb=require")).unwrap();
+            assert_eq!(args.disks[0].device.mode(), SwiotlbMode::Off);
+            assert_eq!(args.disks[1].device.mode(), SwiotlbMode::Require);
+            let args = resolve(&format!("{line} --swiotlb offer --disk a")).unwrap();
+            assert_eq!(args.disks[0].device.mode(), SwiotlbMode::Offer);
+        }
+        let mixed = "--unprotected --disk a,group=g --disk b,group=g,swiotlb=hint";
+        assert!(matches!(resolve(mixed), Err(OptionsError::Group { .. })));
+        let both = resolve("--unprotected --dt-pool 16M").unwrap_err();
+        assert_eq!(both, OptionsError::TwoWays);
+        let large = options("--kernel k --mem 3G --unprotected").resolve();
+        assert_eq!(large.unwrap_err(), OptionsError::TooMuchOpen);
     }
 
     #[test]

@@ -4,13 +4,16 @@
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use crate::layout::{RAM_MAX, RAM_MIN};
+use crate::layout::{POOL_MAX, RAM_MAX, RAM_MIN};
 
 /// Longest kernel command line, in bytes (Linux's COMMAND_LINE_SIZE on arm64).
 pub const CMDLINE_MAX: usize = 2048;
 /// Largest and smallest window; between them powers of two.
 const WINDOW_LIMITS: RangeInclusive<u64> =
     64 << 10..=porthole_abi::WINDOW_PAGES_MAX * porthole_abi::PAGE_SIZE;
+
+/// What the size of a pool is a multiple of: a block of the guest's own tables.
+const POOL_STEP: u64 = 2 << 20;
 
 /// Bytes, from a number with a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +73,25 @@ impl FromStr for WindowSize {
             let (least, most) = (WINDOW_LIMITS.start() >> 10, WINDOW_LIMITS.end() >> 20);
             return Err(format!(
                 "a window is a BAR: a power of two from {least}K to {most}M; {text} is not"
+            ));
+        }
+        Ok(Self(size))
+    }
+}
+
+/// The size of a pool that the guest finds in its device tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSize(pub Size);
+
+impl FromStr for PoolSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size: Size = text.parse()?;
+        if !size.0.is_multiple_of(POOL_STEP) || !(POOL_STEP..=POOL_MAX).contains(&size.0) {
+            let (least, most) = (POOL_STEP >> 20, POOL_MAX >> 20);
+            return Err(format!(
+                "a pool is a multiple of {least}M up to {most}M; {text} is not"
             ));
         }
         Ok(Self(size))
@@ -235,6 +257,14 @@ mod tests {
         assert_eq!("16M".parse(), Ok(WindowSize(Size(16 << 20))));
         for text in ["3M", "32M", "32K", "0"] {
             assert!(text.parse::<WindowSize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn pools_are_blocks() {
+        assert_eq!("64M".parse(), Ok(PoolSize(Size(64 << 20))));
+        for text in ["0", "3M", "258M", "1M"] {
+            assert!(text.parse::<PoolSize>().is_err(), "{text}");
         }
     }
 

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use porthole_abi::{PAGE_SIZE, PageOwner, VmState};
-use porthole_uapi::{System, VmEntry};
+use porthole_abi::{FunctionId, PAGE_SIZE, PageOwner, VmFlags, VmState, WINDOWS_MAX};
+use porthole_uapi::{System, VmEntry, VmWindow};
 use serde::Serialize;
 
 use super::{CommandError, bytes, show};
@@ -21,10 +21,45 @@ struct Entry {
     metadata_pages: u64,
     metadata_free: u64,
     windows: u32,
+    protected: bool,
+    window_list: Vec<WindowEntry>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_page: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     window_page: Option<String>,
+}
+
+/// A window as the hypervisor has it.
+#[derive(Serialize)]
+struct WindowEntry {
+    id: u64,
+    function: String,
+    function_mask: u32,
+    bar: u32,
+    bar_offset: u64,
+    ipa: u64,
+    bytes: u64,
+}
+
+impl From<VmWindow> for WindowEntry {
+    fn from(window: VmWindow) -> Self {
+        Self {
+            id: window.id,
+            function: FunctionId(window.function).to_string(),
+            function_mask: window.function_mask,
+            bar: window.bar,
+            bar_offset: window.bar_offset,
+            ipa: window.ipa,
+            bytes: window.length,
+        }
+    }
+}
+
+/// All windows of a VM; none if it is gone meanwhile.
+fn windows(system: &System, vm: u64) -> Vec<WindowEntry> {
+    let ids = 0..WINDOWS_MAX as u64;
+    let found = ids.filter_map(|id| system.vm_window(vm, id).ok().flatten());
+    found.map(WindowEntry::from).collect()
 }
 
 impl From<&VmEntry> for Entry {
@@ -40,6 +75,8 @@ impl From<&VmEntry> for Entry {
             metadata_pages: vm.metadata_pages,
             metadata_free: vm.metadata_free,
             windows: vm.windows,
+            protected: vm.flags & VmFlags::UNPROTECTED.bits() == 0,
+            window_list: Vec::new(),
             memory_page: None,
             window_page: None,
         }
@@ -47,7 +84,7 @@ impl From<&VmEntry> for Entry {
 }
 
 /// What `run --name` gave its process.
-fn process_name(pid: i32) -> Option<String> {
+pub(super) fn process_name(pid: i32) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(name.trim_end().to_owned())
 }
@@ -84,7 +121,7 @@ fn table(entries: &Vec<Entry>) -> String {
         return "no VMs\n".to_owned();
     }
     let mut text = format!(
-        "{:<12} {:<15} {:>7} {:<8} {:>5} {:>10} {:>9} {:>7}\n",
+        "{:<12} {:<15} {:>7} {:<8} {:>5} {:>10} {:>9} {:>7} PROTECTED\n",
         "HANDLE", "NAME", "PID", "STATE", "VCPUS", "MEMORY", "METADATA", "WINDOWS"
     );
     for e in entries {
@@ -92,15 +129,32 @@ fn table(entries: &Vec<Entry>) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
-            "{:<12} {:<15} {pid:>7} {:<8} {:>5} {:>10} {:>9} {:>7}",
+            "{:<12} {:<15} {pid:>7} {:<8} {:>5} {:>10} {:>9} {:>7} {}",
             e.handle,
             e.name.as_deref().unwrap_or("-"),
             e.state,
             e.vcpus,
             bytes(e.memory_pages * PAGE_SIZE),
             bytes(e.metadata_pages * PAGE_SIZE),
-            e.windows
+            e.windows,
+            if e.protected { "yes" } else { "NO" }
         );
+        for w in &e.window_list {
+            let _ = writeln!(
+                text,
+                "  window {:<2} {} BAR {} {:#x} {}{}",
+                w.id,
+                w.function,
+                w.bar,
+                w.ipa,
+                bytes(w.bytes),
+                if w.function_mask.count_ones() > 1 {
+                    format!(", shared by functions {:#010b}", w.function_mask)
+                } else {
+                    String::new()
+                }
+            );
+        }
         for (what, page) in [("memory", &e.memory_page), ("window", &e.window_page)] {
             if let Some(page) = page {
                 let _ = writeln!(text, "  a page of its {what}: {page}");
@@ -113,6 +167,9 @@ fn table(entries: &Vec<Entry>) -> String {
 pub(super) fn list(system: &System, args: &ListArgs) -> Result<u8, CommandError> {
     let vms = system.list()?;
     let mut entries: Vec<_> = vms.iter().map(Entry::from).collect();
+    for (entry, vm) in entries.iter_mut().zip(&vms) {
+        entry.window_list = windows(system, vm.handle);
+    }
     if args.pages {
         let ram = ram(&fs::read_to_string("/proc/iomem")?);
         for (entry, vm) in entries.iter_mut().zip(&vms) {
@@ -156,8 +213,25 @@ mod tests {
         };
         let mut entry = Entry::from(&vm);
         entry.window_page = Some("0x5000".to_owned());
+        entry.window_list.push(WindowEntry::from(VmWindow {
+            id: 3,
+            function: 8,
+            function_mask: 3,
+            bar: 4,
+            ipa: 0x1000_0000,
+            length: 1 << 20,
+            ..VmWindow::default()
+        }));
         let text = table(&vec![entry]);
-        for part in ["0x101", "Final", "16.0 MiB", "256 KiB", "window: 0x5000"] {
+        for part in [
+            "0x101",
+            "Final",
+            "16.0 MiB",
+            "256 KiB",
+            "window: 0x5000",
+            " yes\n",
+            "window 3  0000:00:01.0 BAR 4 0x10000000 1.0 MiB, shared by functions 0b00000011",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert_eq!(table(&Vec::new()), "no VMs\n");

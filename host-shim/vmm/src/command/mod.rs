@@ -5,8 +5,10 @@ mod info;
 mod list;
 mod log;
 mod manual;
+mod map;
 mod run;
 mod stats;
+mod status;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -52,6 +54,28 @@ pub enum CommandError {
     /// The configuration file.
     #[error(transparent)]
     Config(#[from] crate::cli::config::ConfigError),
+    /// No such VM.
+    #[error("no VM is called '{0}'; see `porthole list` for handles, names and pids")]
+    NoVm(String),
+    /// A name that several have.
+    #[error("several VMs are called '{0}'; name one by its handle (see `porthole list`)")]
+    ManyVms(String),
+    /// The VM's process does not answer.
+    #[error("VM {vm} gives no status: {source}; was it started by this version of `porthole run`?")]
+    NoStatus {
+        /// As given.
+        vm: String,
+        /// What went wrong with its socket.
+        source: io::Error,
+    },
+    /// A picture that cannot be written.
+    #[error("cannot write {path}: {source}; check the path and its permissions")]
+    Write {
+        /// As given.
+        path: String,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// No such page.
     #[error("there is no subcommand '{0}'; see porthole --help")]
     NoTopic(String),
@@ -85,6 +109,8 @@ pub fn execute(cli: &Cli) -> Result<u8, CommandError> {
         Command::Run(options) => run::run(options, open),
         Command::Info(args) => info::info(&open()?, args.json),
         Command::List(args) => list::list(&open()?, args),
+        Command::Status(args) => status::status(&open()?, args),
+        Command::Map(args) => map::map(&open()?, args),
         Command::Audit(args) => audit::audit(&open()?, args.json),
         Command::Log(args) => log::log(&open()?, args),
         Command::Stats(args) => stats::stats(&open()?, args.json),

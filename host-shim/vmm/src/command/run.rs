@@ -10,6 +10,7 @@ use signal_hook::iterator::Signals;
 use super::{CommandError, print};
 use crate::boot::plan::Plan;
 use crate::cli::{RunOptions, Sink, config};
+use crate::control::{self, Source};
 use crate::device::input::{Keyboard, RawTerminal};
 use crate::end::End;
 use crate::machine::Machine;
@@ -43,6 +44,17 @@ pub(super) fn run(
         let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
         print(&format!("measurement {hex}\n"))?;
     }
+    let status = control::serve_status(Source {
+        vm: machine.vm.clone(),
+        handle: machine.handle,
+        name: args.name.clone(),
+        protected: !args.unprotected,
+        pages: machine.vcpus.iter().map(|v| v.page().clone()).collect(),
+        functions: machine.functions.clone(),
+    });
+    let status = status
+        .inspect_err(|e| tracing::warn!("`porthole status` will not find this VM: {e}"))
+        .ok();
     let terminal = RawTerminal::enter();
     let typed_to = args
         .console
@@ -59,6 +71,7 @@ pub(super) fn run(
         .recv()
         .unwrap_or_else(|_| End::Failed("every vCPU thread is gone".to_owned()));
     threads.stop();
+    drop(status);
     drop(terminal);
     report(&end, &machine.functions, machine.bus.unclaimed());
     Ok(end.status())

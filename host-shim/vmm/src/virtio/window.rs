@@ -39,6 +39,15 @@ impl WindowUse {
     }
 }
 
+/// What is moved by no BAR.
+struct Fixed;
+
+impl WindowPort for Fixed {
+    fn place(&self, _: Option<u64>) -> io::Result<()> {
+        Err(io::Error::other("this memory is in no BAR"))
+    }
+}
+
 /// A window and where it is.
 pub struct Window {
     name: String,
@@ -65,6 +74,18 @@ impl Window {
             port,
             place,
             wanted: place,
+            users: Vec::new(),
+        }
+    }
+
+    /// Memory that a device reaches without a window of its own: it is in no BAR and stays where it is.
+    pub fn fixed(name: &str, pages: Arc<MmapRegion>, place: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            pages,
+            port: Box::new(Fixed),
+            place: Some(place),
+            wanted: Some(place),
             users: Vec::new(),
         }
     }

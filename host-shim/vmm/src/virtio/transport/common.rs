@@ -4,7 +4,7 @@
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
@@ -44,6 +44,8 @@ pub struct Swiotlb {
     pub bit: u32,
     /// cfg_type of the capability.
     pub cfg_type: u8,
+    /// A device that is `Off` reaches the pool of the device tree; else it reaches RAM.
+    pub pool: bool,
 }
 
 /// A queue as the driver sets it up.
@@ -73,11 +75,14 @@ pub struct Common {
 impl Common {
     /// Registers after reset of a device with these features and queues.
     pub fn new(features: u64, queue_sizes: &[u16], swiotlb: Swiotlb) -> Self {
-        let bit = feature(swiotlb.bit);
+        let (bit, platform) = (feature(swiotlb.bit), feature(VIRTIO_F_ACCESS_PLATFORM));
         let (offer, demand) = match swiotlb.mode {
             SwiotlbMode::Require => (bit, bit),
             SwiotlbMode::Offer => (bit, 0),
             SwiotlbMode::Hint => (0, 0),
+            // A driver that goes past the platform's DMA would not find the pool of the device tree.
+            SwiotlbMode::Off if swiotlb.pool => (platform, platform),
+            SwiotlbMode::Off => (0, 0),
         };
         let queues = queue_sizes.iter().map(|size| QueueSetup {
             max_size: *size,
@@ -318,6 +323,7 @@ mod tests {
             mode,
             bit: BIT,
             cfg_type: 10,
+            pool: false,
         };
         Common::new(0, &[64, 32], swiotlb)
     }
@@ -371,6 +377,24 @@ mod tests {
         assert_eq!(offered(&mut c) & 1 << BIT, 0);
         assert!(!negotiate(&mut c, VERSION_1 | 1 << BIT));
         c.reset();
+        assert!(negotiate(&mut c, VERSION_1));
+    }
+
+    #[test]
+    fn a_device_of_the_pool_demands_the_platforms_dma() {
+        let mut swiotlb = Swiotlb {
+            mode: SwiotlbMode::Off,
+            bit: BIT,
+            cfg_type: 10,
+            pool: true,
+        };
+        let mut c = Common::new(0, &[64], swiotlb);
+        assert!(!negotiate(&mut c, VERSION_1), "it would go past the pool");
+        c.reset();
+        assert!(negotiate(&mut c, VERSION_1 | 1 << 33));
+        swiotlb.pool = false;
+        let mut c = Common::new(0, &[64], swiotlb);
+        assert_eq!(offered(&mut c) & (1 << BIT | 1 << 33), 0);
         assert!(negotiate(&mut c, VERSION_1));
     }
 

@@ -23,6 +23,7 @@ use super::stats::StatsSnapshot;
 use super::window::{WindowMemory, WindowUse};
 use super::worker::Workers;
 use crate::bus::lock;
+use crate::cli::SwiotlbMode;
 use crate::pci::bus::PciFunction;
 use crate::pci::config::{ConfigError, ConfigSpace};
 use crate::pci::msix::{MsiLines, Msix};
@@ -83,8 +84,8 @@ pub struct FunctionStatus {
     pub features: u64,
     /// Queues that the driver enabled.
     pub queues: usize,
-    /// BAR that the window is in.
-    pub window_bar: usize,
+    /// BAR that the window is in; `None`: the device has none and reaches RAM or the pool of the device tree.
+    pub window_bar: Option<usize>,
     /// Function whose BAR that is, if another's.
     pub window_of_function: Option<u8>,
     /// Where the guest sees the window.
@@ -102,6 +103,8 @@ struct State {
     common: Common,
     device: Box<dyn VirtioDevice>,
     window: WindowUse,
+    /// Whether that is a window, in a BAR.
+    has_window: bool,
     workers: Option<Workers>,
     doorbells: Vec<EventFd>,
     notify: Box<dyn NotifyPort>,
@@ -149,6 +152,7 @@ impl VirtioPci {
             common: Common::new(device.features(), &sizes, parts.swiotlb),
             device,
             window: parts.window,
+            has_window: parts.swiotlb.mode != SwiotlbMode::Off,
             workers: None,
             doorbells,
             notify: parts.notify,
@@ -184,7 +188,7 @@ impl VirtioPci {
             needs_reset: self.shared.needs_reset(),
             features: state.common.features(),
             queues: state.common.enabled().len(),
-            window_bar: WINDOW_BAR,
+            window_bar: state.has_window.then_some(WINDOW_BAR),
             window_of_function: state.window.in_function,
             window_ipa: window.place(),
             window_size: window.size(),
@@ -244,7 +248,7 @@ impl VirtioPci {
     /// The guest may have moved or switched off a BAR.
     fn follow_bars(&self, state: &mut State) {
         state.bind_doorbells(self.shared.name());
-        if state.window.in_function.is_some() {
+        if state.window.in_function.is_some() || !state.has_window {
             return;
         }
         let place = state.config.bar_address(WINDOW_BAR);

@@ -6,6 +6,7 @@ use crate::pci::msix::ENTRY_SIZE;
 use crate::virtio::VirtioDevice;
 
 use super::common::{self, Swiotlb};
+use crate::cli::SwiotlbMode;
 
 /// BAR with the registers: 32 bits, not prefetchable.
 pub const REGISTERS_BAR: usize = 0;
@@ -102,7 +103,8 @@ pub fn build(
         space.set_multi_function();
     }
     space.add_bar_32(REGISTERS_BAR, REGISTERS_SIZE, bars.registers)?;
-    if bars.window_in_function.is_none() {
+    let has_window = swiotlb.mode != SwiotlbMode::Off;
+    if has_window && bars.window_in_function.is_none() {
         space.add_bar_64(WINDOW_BAR, bars.window_size, bars.window)?;
     }
     let part = |cfg_type, offset, length: usize, extra: &[u8]| {
@@ -141,7 +143,9 @@ pub fn build(
     if let Some(function) = bars.window_in_function {
         pool[CAP_FUNCTION] = OTHER_FUNCTION | function;
     }
-    add(&mut space, &pool, &[])?;
+    if has_window {
+        add(&mut space, &pool, &[])?;
+    }
     // One vector for each queue, and one for the configuration.
     let mut msix = (queues as u16).to_le_bytes().to_vec();
     msix.extend((MSIX_TABLE as u32 | REGISTERS_BAR as u32).to_le_bytes());

@@ -75,6 +75,7 @@ fn function(mode: SwiotlbMode, window: WindowUse, moves: FakePort, registers: u6
             mode,
             bit: 27,
             cfg_type: 10,
+            pool: false,
         },
         lines: Arc::new(MsiLines::new(64, Vec::new())),
         notify: Box::new(notify.clone()),
@@ -491,4 +492,18 @@ proptest! {
         prop_assert!(place.is_none() || place == bar);
         prop_assert!(state.workers.is_none() || place.is_some());
     }
+}
+
+#[test]
+fn a_device_without_a_window_has_neither_bar_nor_capability() {
+    let r = rig(SwiotlbMode::Off);
+    assert!(r.capability(10).is_none());
+    let bar = 0x10 + 4 * WINDOW_BAR;
+    r.set_config(bar, u32::MAX);
+    assert_eq!((r.config(bar), r.config(bar + 4)), (0, 0));
+    r.set_command(0);
+    r.set_command(6);
+    assert!(lock(&r.moves.0).is_empty(), "what is in no BAR moves never");
+    let status = r.function.status();
+    assert_eq!((status.window_bar, status.window_ipa), (None, Some(BASE)));
 }
