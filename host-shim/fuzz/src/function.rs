@@ -85,6 +85,7 @@ pub fn drive(device: Box<dyn VirtioDevice>, data: &[u8]) {
             mode: SwiotlbMode::Require,
             bit: 27,
             cfg_type: 10,
+            pool: false,
         },
         lines: Arc::new(MsiLines::new(64, Vec::new())),
         notify: Box::new(NoDoorbells),
