@@ -58,11 +58,16 @@ pub struct Inner {
     pub dead: bool,
     clock: u64,
     configurations: HashMap<u32, Outcome>,
+    /// Cached descriptors of the first level, by the stream's upper bits.
+    descriptors: HashMap<u32, u64>,
     /// Cached translations: VMID and page number.
     pub tlb: HashSet<(u16, u64)>,
-    /// A stream that is looked up, without caches, after every change of memory.
+    /// A stream that is looked up, without caches, after every change of memory; and the SMMU caches whatever it can
+    /// of it at once.
     pub watched: Option<u32>,
     pub seen: Vec<Outcome>,
+    /// Where the watched stream's entry was found last.
+    entry: u64,
 }
 
 /// A handle to a fake.
@@ -109,7 +114,7 @@ impl Fake {
         if let Some(outcome) = inner.configurations.get(&stream) {
             return *outcome;
         }
-        let outcome = inner.look_up(stream);
+        let outcome = inner.look_up(stream, true);
         if inner.get(CR0) & 1 != 0 {
             inner.configurations.insert(stream, outcome);
         }
@@ -149,7 +154,7 @@ impl Inner {
         self.memory.get(&at).copied().unwrap_or(0)
     }
 
-    fn look_up(&self, stream: u32) -> Outcome {
+    fn look_up(&self, stream: u32, caches: bool) -> Outcome {
         if self.get(CR0) & 1 == 0 {
             return if self.get(GBPA) & 1 << 20 != 0 {
                 Outcome::Abort
@@ -169,7 +174,11 @@ impl Inner {
                 0,
                 "first level aligned to its size"
             );
-            let descriptor = self.word(base + u64::from(stream >> split) * 8);
+            let cached = self.descriptors.get(&(stream >> split)).filter(|_| caches);
+            let descriptor = match cached {
+                Some(descriptor) => *descriptor,
+                None => self.word(base + u64::from(stream >> split) * 8),
+            };
             let span = descriptor & 31;
             let index = u64::from(stream) & ((1 << split) - 1);
             if span == 0 || index >= 1 << (span - 1) {
@@ -197,12 +206,41 @@ impl Inner {
         }
     }
 
+    /// Address of a stream's entry by the tables in memory; 0 if there is none.
+    fn entry_of(&self, stream: u32) -> u64 {
+        let config = self.get(STRTAB_CFG);
+        let base = self.long.get(&STRTAB).copied().unwrap_or(0) & 0x000f_ffff_ffff_ffc0;
+        let split = config >> 6 & 31;
+        match (config >> 16 & 3, base) {
+            (_, 0) => 0,
+            (1, _) => {
+                let descriptor = self.word(base + u64::from(stream >> split) * 8);
+                let index = u64::from(stream) & ((1 << split) - 1);
+                (descriptor & 0x000f_ffff_ffff_ffc0) + index * 64
+            }
+            _ => base + u64::from(stream) * 64,
+        }
+    }
+
     fn watch(&mut self) {
         if let Some(stream) = self.watched {
-            let outcome = self.look_up(stream);
+            self.entry = self.entry_of(stream);
+            let outcome = self.look_up(stream, false);
             if self.seen.last() != Some(&outcome) {
                 self.seen.push(outcome);
             }
+            if self.get(CR0) & 1 == 0 {
+                return;
+            }
+            let config = self.get(STRTAB_CFG);
+            if config >> 16 & 3 == 1 {
+                let group = stream >> (config >> 6 & 31);
+                let base = self.long[&STRTAB] & 0x000f_ffff_ffff_ffc0;
+                let descriptor = self.word(base + u64::from(group) * 8);
+                self.descriptors.entry(group).or_insert(descriptor);
+            }
+            let outcome = self.look_up(stream, true);
+            self.configurations.entry(stream).or_insert(outcome);
         }
     }
 
@@ -240,11 +278,17 @@ impl Inner {
         let vmid = (first >> 32) as u16;
         match first as u8 {
             0x03 => {
-                self.configurations.remove(&((first >> 32) as u32));
+                let stream = (first >> 32) as u32;
+                let split = self.get(STRTAB_CFG) >> 6 & 31;
+                self.configurations.remove(&stream);
+                self.descriptors.remove(&(stream >> split));
+                self.watch();
             }
             0x04 => {
                 assert_eq!(second & 31, 31, "all streams");
                 self.configurations.clear();
+                self.descriptors.clear();
+                self.watch();
             }
             0x20 | 0x46 => {}
             0x28 => self.tlb.retain(|(v, _)| *v != vmid),
@@ -326,6 +370,12 @@ impl Bus for Fake {
     fn store(&self, at: PhysAddr, value: u64) {
         assert!(at.is_aligned(8));
         let mut inner = self.inner();
+        // An entry is filled in only when the SMMU has forgotten what it was (5.2, 3.21.3).
+        let is_tail = !at.raw().is_multiple_of(64) && inner.word(at.raw()) != value;
+        if let (true, Some(stream)) = (is_tail && inner.entry == at.raw() & !63, inner.watched) {
+            let cached = inner.configurations.get(&stream);
+            assert!(matches!(cached, None | Some(Outcome::Abort)), "{cached:?}");
+        }
         inner.memory.insert(at.raw(), value);
         inner.watch();
     }
