@@ -190,3 +190,24 @@ fn a81_creation_without_memory_changes_nothing() {
     );
     world.check(&[&guest]);
 }
+
+#[test]
+fn tables_made_for_a_reclaim_outlast_what_other_calls_do_around_them() {
+    let mut t = tracker();
+    let world = World::new(&mut t);
+    let (m, memory) = (&world.machine, &world.memory);
+    let mut dead = world.guest(0, FREE, 512);
+    let mut other = world.guest(1, HIGH, 8);
+    world.retire(&mut dead);
+    let page = pages(FREE + 4096, 1);
+    memory.inner.lock().prepare(m, &page).unwrap();
+    // Another CPU, while the page is scrubbed: the table that it will stand in gets its only page, and loses it.
+    memory.reclaim(m, &mut dead, pages(FREE, 1)).unwrap();
+    memory
+        .donate_metadata(m, &mut other, pages(FREE, 1))
+        .unwrap();
+    m.limit_pool(Some(0));
+    memory.reclaim(m, &mut dead, page).unwrap();
+    m.limit_pool(None);
+    world.check(&[&dead, &other]);
+}
