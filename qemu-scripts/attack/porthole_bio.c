@@ -16,7 +16,7 @@
 #include <linux/uaccess.h>
 
 #define PAGES_PER_BIO 64
-#define PATIENCE (10 * HZ)
+#define PATIENCE (3 * HZ)
 
 /* Lives on if the disk never answers. */
 struct transfer {
