@@ -24,6 +24,7 @@ use porthole_mem::{BootMemory, Ram};
 use crate::console;
 use crate::dma::Dma;
 use crate::fault::stop;
+use crate::gic;
 use crate::layout::{self, Layout};
 use crate::machine::{Caches, Hardware};
 use crate::{HYPERVISOR, SLOTS};
@@ -174,7 +175,7 @@ fn start(
         )
     };
     log::debug!("boot: tracker, root and pool cleared");
-    machine.find_redistributors(tree);
+    let gic = machine.find_gic(&tree.gic().or_stop());
     machine.start_cpu();
     features.set(Features::LOG_UART, tree.log_uart().is_some());
     features.set(Features::DEBUG_BUILD, cfg!(debug_assertions));
@@ -188,6 +189,7 @@ fn start(
         host_root: layout.host_root.start(),
         dma_root: layout.dma_root.map(|root| root.start()),
         doorbells: &tree.doorbells(),
+        gic: gic.config(),
         features,
         slots: &SLOTS,
         log: &console::RING,
@@ -320,9 +322,9 @@ fn uart_pages(base: PhysAddr) -> Option<PhysPages> {
     PhysPages::new(base.page(), pl011::FRAME_BYTES / PAGE_SIZE).ok()
 }
 
-/// Maps all RAM around the image, and the redistributors.
+/// Maps all RAM around the image, and the interrupt controller.
 fn map_machine(map: &mut Map, ram: &[PhysPages], image: &Image, tree: &Tree<'_>) {
-    let mut ranges = ArrayVec::<(PhysPages, Access), 24>::new();
+    let mut ranges = ArrayVec::<(PhysPages, Access), 32>::new();
     for run in ram {
         ranges.extend(
             image
@@ -332,13 +334,8 @@ fn map_machine(map: &mut Map, ram: &[PhysPages], image: &Image, tree: &Tree<'_>)
                 .map(|r| (r, Access::Data)),
         );
     }
-    for (base, bytes) in tree.gic().or_stop().redistributors {
-        ranges.extend(
-            PhysPages::new(base, bytes / PAGE_SIZE)
-                .ok()
-                .map(|r| (r, Access::Device)),
-        );
-    }
+    let gic = tree.gic().or_stop();
+    ranges.extend(gic::pages(&gic).map(|r| (r, Access::Device)));
     for (pages, access) in ranges {
         if let Err(error) = map.map(pages, access) {
             stop(format_args!(

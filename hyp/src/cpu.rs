@@ -4,30 +4,13 @@ use core::ptr::NonNull;
 
 use porthole_arch::guest::{self, Redistributor, this};
 use porthole_arch::{host, percpu};
-use porthole_core::addr::PhysAddr;
 use porthole_core::context::VcpuContext;
 use porthole_core::hw::{Cpu, CpuId, GuestException, GuestExit, IrqSource, SysReg};
-use porthole_dev::devtree::Tree;
-use porthole_dev::gicv3;
 
 use crate::fault::stop;
 use crate::machine::Hardware;
 
 impl Hardware {
-    /// Finds each CPU's redistributor. EL2 maps the regions that the tree names.
-    pub fn find_redistributors(&mut self, tree: &Tree<'_>) {
-        let Ok(gic) = tree.gic() else {
-            return;
-        };
-        for (cpu, slot) in self.cpus.iter().zip(&mut self.redistributors) {
-            *slot = gic.redistributors.iter().find_map(|(base, bytes)| {
-                // SAFETY: the firmware's tree says so, and `boot::map_machine` mapped them.
-                let found = unsafe { gicv3::find_redistributor(*base, *bytes, cpu.mpidr) };
-                found.map(|at| PhysAddr::new(at.as_ptr() as u64))
-            });
-        }
-    }
-
     /// Readies this CPU for guests, on each of its ways up.
     pub fn start_cpu(&self) {
         let cpu = percpu::id();
@@ -43,7 +26,7 @@ impl Hardware {
             ));
         };
         host::prepare();
-        // SAFETY: `find_redistributors` found it, and it stays mapped.
+        // SAFETY: `find_gic` found it, and it stays mapped.
         guest::init_this(unsafe { Redistributor::new(base) });
     }
 }

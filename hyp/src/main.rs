@@ -8,6 +8,7 @@ mod console;
 mod cpu;
 mod dma;
 mod fault;
+mod gic;
 mod layout;
 mod machine;
 mod traps;

@@ -63,8 +63,12 @@ fn abort(frame: &mut Frame, syndrome: Syndrome) {
     let el0 = host::from_el0(frame);
     let level = esr & 3;
     let on_walk = esr & ON_WALK != 0;
-    let status = match hypervisor.host_fault(esr, far, hpfar, el0) {
+    let status = match hypervisor.host_fault(esr, far, hpfar, el0, &mut frame.x) {
         HostFaultAction::Retry => return,
+        HostFaultAction::Skip => {
+            frame.step_over();
+            return;
+        }
         HostFaultAction::ExternalAbort if on_walk => 0b010100 | level,
         HostFaultAction::ExternalAbort => 0b010000,
         HostFaultAction::TranslationFault => 0b000111,

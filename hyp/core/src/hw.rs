@@ -282,7 +282,29 @@ pub trait Firmware {
     fn cpu_on(&self, cpu: CpuId) -> i64;
 }
 
-/// The whole machine.
-pub trait Machine: Memory + Tlb + Dma + Cpu + Firmware + Send + Sync + Sized + 'static {}
+/// Device registers that EL2 uses in the host's place, in the frames that `BootConfig::gic` names.
+pub trait Mmio {
+    /// Reads a 32-bit register at a multiple of 4.
+    fn read32(&self, at: PhysAddr) -> u32;
 
-impl<T: Memory + Tlb + Dma + Cpu + Firmware + Send + Sync + Sized + 'static> Machine for T {}
+    /// Writes it.
+    fn write32(&self, at: PhysAddr, value: u32);
+
+    /// Reads a 64-bit register at a multiple of 8.
+    fn read64(&self, at: PhysAddr) -> u64;
+
+    /// Writes it.
+    fn write64(&self, at: PhysAddr, value: u64);
+
+    /// Makes bytes that EL2 wrote to RAM visible to devices that do not look into caches, before any register is
+    /// written after it.
+    fn clean(&self, from: PhysAddr, bytes: u64);
+}
+
+/// The whole machine.
+pub trait Machine:
+    Memory + Tlb + Dma + Mmio + Cpu + Firmware + Send + Sync + Sized + 'static
+{
+}
+
+impl<T: Memory + Tlb + Dma + Mmio + Cpu + Firmware + Send + Sync + Sized + 'static> Machine for T {}

@@ -9,6 +9,7 @@ use porthole_abi::Features;
 use thiserror::Error;
 
 use crate::addr::{PhysAddr, PhysPages};
+use crate::gic_guard::{Frames, GicConfig, GicGuard};
 use crate::host::dma::Faults;
 use crate::host::psci::{ArchCalls, HostCpu};
 use crate::hw::{Machine, SysReg};
@@ -22,6 +23,8 @@ use crate::vm::Slots;
 
 /// Most physical CPUs.
 pub const CPUS_MAX: usize = 16;
+/// Most runs of MMIO that the host does not reach.
+const HIDDEN_MAX: usize = 96;
 
 /// A physical CPU, as the device tree names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub struct BootConfig<'a, M: Machine> {
     /// Pages outside RAM that devices write message-signalled interrupts to (GITS_TRANSLATER), ascending, at most
     /// [`DOORBELLS_MAX`](crate::memory::DOORBELLS_MAX): a confined device reaches them beside its region.
     pub doorbells: &'a [PhysAddr],
+    /// The interrupt controller's frames that the host reaches through EL2 only; outside RAM.
+    pub gic: GicConfig<'a>,
     /// What the machine offers. DMA is isolated only with a `dma_root`, and only otherwise is it unsafe.
     pub features: Features,
     /// Where VMs are kept: a static of the binary, since it is too large for a boot stack.
@@ -66,6 +71,9 @@ pub enum BootError {
     /// The tracker or the host's tables cannot be built from this description of memory.
     #[error("cannot set up the host's memory: {0}")]
     Memory(porthole_abi::Error),
+    /// The interrupt controller's tables cannot be kept apart from the hypervisor's memory.
+    #[error("cannot take over the interrupt controller: {0}")]
+    Gic(porthole_abi::Error),
 }
 
 /// Where a CPU enters the host, at EL1h with exceptions masked and the MMU off.
@@ -82,6 +90,8 @@ pub struct HostEntry {
 pub enum HostFaultAction {
     /// The page is the host's now: return to the same instruction.
     Retry,
+    /// The access has been made, its result is in the registers: go on behind the instruction.
+    Skip,
     /// Deliver a synchronous external abort to EL1, with the fault's FAR.
     ExternalAbort,
     /// Deliver a stage-1 translation fault (level 3) to EL1, with the fault's FAR.
@@ -90,11 +100,13 @@ pub enum HostFaultAction {
 
 /// Porthole. One lives in a static of the binary; every CPU calls it.
 ///
-/// Lock order: VM slot, vCPU, the VM's tables, then the memory lock. The lock of a VM's interrupt controller,
-/// that of a host CPU's power, that of a vCPU's power and that of the DMA faults are leaves.
+/// Lock order: VM slot, vCPU, the VM's tables, then the memory lock. The GIC guard's lock is taken with no other held,
+/// and the memory lock inside it. The lock of a VM's interrupt controller, that of a host CPU's power, that of a
+/// vCPU's power and that of the DMA faults are leaves.
 pub struct Hypervisor<M: Machine> {
     pub(crate) machine: M,
     pub(crate) memory: HostMemory<'static>,
+    pub(crate) gic: GicGuard<M>,
     pub(crate) slots: &'static Slots<M>,
     pub(crate) cpus: ArrayVec<HostCpu, CPUS_MAX>,
     pub(crate) arch_calls: ArchCalls,
@@ -113,7 +125,7 @@ impl<M: Machine> Hypervisor<M> {
     ///
     /// # Errors
     /// See [`BootError`].
-    pub fn new(machine: M, config: BootConfig<'_, M>) -> Result<Self, BootError> {
+    pub fn new(machine: M, mut config: BootConfig<'_, M>) -> Result<Self, BootError> {
         if config.cpus.is_empty() {
             return Err(BootError::Cpus);
         }
@@ -130,21 +142,11 @@ impl<M: Machine> Hypervisor<M> {
         if features.contains(Features::DMA_ISOLATED) {
             features.remove(Features::UNSAFE_DMA);
         }
-        let memory = HostMemory::new(
-            &machine,
-            &MemoryConfig {
-                ram: config.ram,
-                hyp: config.hyp,
-                hidden: config.hidden,
-                host_root: config.host_root,
-                pa_range: (machine.id_register(ID_AA64MMFR0) & 15) as u8,
-                dma_root: config.dma_root,
-                doorbells: config.doorbells,
-            },
-            config.tracker,
-        )
-        .map_err(BootError::Memory)?;
+        let frames = Frames::find(&machine, &config.gic).map_err(BootError::Gic)?;
+        let memory = host_memory(&machine, &mut config, &frames)?;
+        let gic = GicGuard::new(&machine, &memory, frames, &config.gic).map_err(BootError::Gic)?;
         Ok(Self {
+            gic,
             arch_calls: ArchCalls::probe(&machine),
             machine,
             memory,
@@ -169,6 +171,35 @@ impl<M: Machine> Hypervisor<M> {
     pub fn machine(&self) -> &M {
         &self.machine
     }
+}
+
+/// Builds tracker and host stage 2. Not inlined: its list of frames does not stay on boot's stack.
+#[inline(never)]
+fn host_memory<M: Machine>(
+    machine: &M,
+    config: &mut BootConfig<'_, M>,
+    frames: &Frames,
+) -> Result<HostMemory<'static>, BootError> {
+    let mut hidden = ArrayVec::<PhysPages, HIDDEN_MAX>::new();
+    for pages in config.hidden.iter().copied().chain(frames.pages()) {
+        hidden
+            .try_push(pages)
+            .map_err(|_| BootError::Memory(porthole_abi::Error::TooLarge))?;
+    }
+    HostMemory::new(
+        machine,
+        &MemoryConfig {
+            ram: config.ram,
+            hyp: config.hyp,
+            hidden: &hidden,
+            host_root: config.host_root,
+            pa_range: (machine.id_register(ID_AA64MMFR0) & 15) as u8,
+            dma_root: config.dma_root,
+            doorbells: config.doorbells,
+        },
+        core::mem::take(&mut config.tracker),
+    )
+    .map_err(BootError::Memory)
 }
 
 const ID_AA64MMFR0: SysReg = SysReg::new(3, 0, 0, 7, 0);

@@ -6,6 +6,7 @@
 
 pub mod addr;
 pub mod context;
+pub mod gic_guard;
 pub mod guest;
 pub mod host;
 pub mod hw;

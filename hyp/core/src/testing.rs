@@ -4,6 +4,7 @@
 
 mod cpu;
 mod dma;
+mod gic;
 mod host;
 mod tlb;
 
@@ -13,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use cpu::{FakeCpu, Guest, Meanwhile};
 use dma::FakeDma;
+use gic::FakeGic;
+pub use gic::GicPlan;
 pub use host::{Host, VmPlan};
 pub use tlb::Access;
 use tlb::FakeTlb;
@@ -50,6 +53,8 @@ pub struct FakeMachine {
     flushes: AtomicUsize,
     /// The CPU side, for scripts.
     pub cpu: FakeCpu,
+    /// The interrupt controller.
+    gic: FakeGic,
 }
 
 impl FakeState {
@@ -203,6 +208,10 @@ impl FakeMachine {
 
     /// What is wrong, if a cached translation differs from the tables or a rule was broken on the way.
     pub fn unsound(&self) -> Option<String> {
+        let gic = self.gic_violations();
+        if !gic.is_empty() {
+            return Some(format!("{gic:#?}"));
+        }
         let state = self.state();
         if !state.violations.is_empty() {
             return Some(format!("{:#?}", state.violations));
@@ -229,8 +238,13 @@ impl Memory for FakeMachine {
     }
 
     fn write_word(&self, page: PhysAddr, index: usize, value: u64) {
+        let is_queue = self.is_its_queue(page.raw());
         let mut state = self.state();
         let page = page.raw();
+        if is_queue {
+            state.set_word(page, index, value);
+            return;
+        }
         let old = state.word(page, index);
         let (was_valid, is_valid) = (old & 1 != 0, value & 1 != 0);
         let replaced = was_valid && is_valid && old != value;
@@ -261,7 +275,11 @@ impl Memory for FakeMachine {
     }
 
     fn scrub(&self, page: PhysAddr) {
+        let is_used = self.gic_uses(page.raw());
         let mut state = self.state();
+        if is_used {
+            state.violation(format!("scrub of {page}, which the GIC uses"));
+        }
         state.check_private(page.raw(), "scrub of");
         state.pages.remove(&page.raw());
     }

@@ -55,6 +55,11 @@ pub fn init_cpu() {
     GIC.enable_private(reg::cpu_index(), 1);
 }
 
+/// The handler of these tests again, after another one.
+pub fn restore_handler() {
+    exception::on_irq(Some(on_irq));
+}
+
 /// Takes what is pending for this CPU of the host.
 pub fn take() {
     reg::irq_enable();

@@ -12,6 +12,7 @@ mod guests;
 mod harness;
 mod hyp;
 mod interrupts;
+mod its;
 mod life;
 mod memory;
 mod puppet;
@@ -44,6 +45,7 @@ fn main(_dtb: u64) -> ! {
         guests::TESTS,
         calls::TESTS,
         interrupts::TESTS,
+        its::TESTS,
         dma::TESTS,
     ])
 }

@@ -3,6 +3,7 @@
 
 mod calls;
 pub(crate) mod dma;
+mod mmio;
 pub mod psci;
 #[cfg(test)]
 mod tests;
@@ -74,16 +75,24 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// A stage-2 fault of the host.
+    /// A stage-2 fault of the host, whose x0 to x30 are `x`.
     ///
-    /// Which abort it becomes: a user, or the kernel through a user address, gets an external abort, which
-    /// Linux turns into a signal; the kernel through its own address gets a translation fault, which its
-    /// exception tables can repair.
+    /// An access to a register that EL2 answers for is made here. A refused one becomes an abort: a user, or the
+    /// kernel through a user address, gets an external abort, which Linux turns into a signal; the kernel through its
+    /// own address gets a translation fault, which its exception tables can repair, or, at a register that does not
+    /// take such an access, an external abort.
     ///
     /// A permission fault, which only a fetch from MMIO makes, leaves HPFAR_EL2 undefined unless it fell on a
     /// table walk (Arm ARM D24.2.73); its address is told as [`NO_ADDRESS`]. EL2 does not walk the host's tables
     /// to find it: they may have changed, and a walk that meets a bus error is an exception of EL2 itself.
-    pub fn host_fault(&self, esr: u64, far: u64, hpfar: u64, from_el0: bool) -> HostFaultAction {
+    pub fn host_fault(
+        &self,
+        esr: u64,
+        far: u64,
+        hpfar: u64,
+        from_el0: bool,
+        x: &mut [u64; 31],
+    ) -> HostFaultAction {
         let syndrome = Syndrome(esr);
         let fault = syndrome.fault();
         let address = if fault == Fault::Permission && !syndrome.is_walk() {
@@ -91,8 +100,15 @@ impl<M: Machine> Hypervisor<M> {
         } else {
             PhysAddr::new(fault_ipa(far, hpfar).raw())
         };
-        if fault == Fault::Translation && self.memory.host_reaches(&self.machine, address) {
-            return HostFaultAction::Retry;
+        let mut at_register = false;
+        if fault == Fault::Translation {
+            at_register = self.gic.find(address).is_some();
+            if !from_el0 && self.host_access(syndrome, address, x) {
+                return HostFaultAction::Skip;
+            }
+            if self.memory.host_reaches(&self.machine, address) {
+                return HostFaultAction::Retry;
+            }
         }
         self.stats
             .last_abort
@@ -107,7 +123,7 @@ impl<M: Machine> Hypervisor<M> {
             );
         }
         let kernel_address = far >> 55 & 1 != 0;
-        if from_el0 || !kernel_address {
+        if from_el0 || !kernel_address || at_register {
             HostFaultAction::ExternalAbort
         } else {
             HostFaultAction::TranslationFault

@@ -6,10 +6,11 @@ use porthole_abi::{
 };
 use zerocopy::IntoBytes;
 
-use super::FakeMachine;
+use super::{FakeMachine, GicPlan};
 use crate::addr::{PhysAddr, PhysPages};
+use crate::gic_guard::GicConfig;
 use crate::hw::GuestExit;
-use crate::hypervisor::{BootConfig, CpuInfo, Hypervisor};
+use crate::hypervisor::{BootConfig, CpuInfo, HostFaultAction, Hypervisor};
 use crate::log_ring::LogRing;
 use crate::tracker::PageEntry;
 use crate::vm::Slots;
@@ -89,7 +90,13 @@ impl Host {
         let ram = PhysPages::new(PhysAddr::new(Self::RAM), Self::RAM_BYTES / PAGE_SIZE).unwrap();
         let hyp = PhysPages::new(PhysAddr::new(Self::RAM), Self::HYP_BYTES / PAGE_SIZE).unwrap();
         let tracker = vec![PageEntry::default(); ram.count() as usize];
+        let (redistributors, its) = machine.gic_bases();
         let config = BootConfig {
+            gic: GicConfig {
+                redistributors: &redistributors,
+                its: &its,
+                id_bits: 15,
+            },
             ram: &[ram],
             hyp,
             hidden: &[],
@@ -104,10 +111,12 @@ impl Host {
             slots: Box::leak(Box::new(Slots::new())),
             log: Box::leak(Box::new(LogRing::new())),
         };
-        let hyp = Hypervisor::new(machine, config).unwrap();
+        let hyp: &Hypervisor<FakeMachine> =
+            Box::leak(Box::new(Hypervisor::new(machine, config).unwrap()));
         hyp.machine().watch(hyp.host_regime());
+        hyp.machine().watch_gic(|page| hyp.memory.page_state(page));
         Self {
-            hyp: Box::leak(Box::new(hyp)),
+            hyp,
             next: Self::RAM + Self::HYP_BYTES,
         }
     }
@@ -152,6 +161,36 @@ impl Host {
                 assert_eq!(x[1..=args.len()], *args, "a refused call changes x0 only");
                 Err(error)
             }
+        }
+    }
+
+    /// Boots a machine with an interrupt controller.
+    pub fn with_gic(plan: GicPlan) -> Self {
+        let pool = PhysPages::new(PhysAddr::new(Self::RAM + 0x10_0000), 64).unwrap();
+        let machine = FakeMachine::new(pool);
+        machine.add_gic(plan);
+        Self::boot(machine, Features::UNSAFE_DMA)
+    }
+
+    /// An access of EL1 to an address that traps: what it read (0 for a write).
+    ///
+    /// # Errors
+    /// What became of it instead.
+    pub fn access(&self, at: u64, width: u64, write: Option<u64>) -> Result<u64, HostFaultAction> {
+        let log2 = u64::from(width.trailing_zeros());
+        let esr = 0x24 << 26 | 1 << 24 | log2 << 22 | 3 << 16 | 1 << 15 | 7;
+        let esr = esr | u64::from(write.is_some()) << 6;
+        let mut x = [0x5555; 31];
+        x[3] = write.unwrap_or(0x5555);
+        let before = x;
+        let far = 0xffff_0000_0000_0000 | at;
+        let action = self.hyp.host_fault(esr, far, at >> 12 << 4, false, &mut x);
+        if action != HostFaultAction::Skip || write.is_some() {
+            assert_eq!(x, before, "nothing was read");
+        }
+        match action {
+            HostFaultAction::Skip => Ok(if write.is_some() { 0 } else { x[3] }),
+            other => Err(other),
         }
     }
 

@@ -3,6 +3,7 @@
 //! The firmware is trusted, so the `fdt` crate may read its blob; nothing that host or guest wrote comes here.
 
 mod check;
+mod gic;
 mod host;
 mod masters;
 mod read;
@@ -10,7 +11,8 @@ mod read;
 mod tests;
 mod writer;
 
+pub use gic::{Gic, ITS_MAX, REGIONS_MAX};
 pub use host::{HostTree, write_host_tree};
 pub use masters::{HIDDEN_MAX, Masters, SmmuNode, Why};
-pub use read::{CPUS_MAX, Gic, Module, RAM_MAX, Tree, TreeError};
+pub use read::{CPUS_MAX, Module, RAM_MAX, Tree, TreeError};
 pub use writer::WriteError;

@@ -16,8 +16,6 @@ use super::check::is_sound;
 pub const CPUS_MAX: usize = 8;
 /// Most runs of RAM.
 pub const RAM_MAX: usize = 8;
-/// Most redistributor regions.
-const REDISTRIBUTORS_MAX: usize = 4;
 /// Largest tree (Linux, Documentation/arch/arm64/booting.rst).
 const TREE_MAX: usize = 2 << 20;
 
@@ -53,13 +51,6 @@ pub struct Module<'a> {
     pub bytes: u64,
     /// Its command line.
     pub arguments: &'a str,
-}
-
-/// The interrupt controller's register frames.
-#[derive(Clone, Debug)]
-pub struct Gic {
-    /// Regions of redistributors: base and bytes.
-    pub redistributors: ArrayVec<(PhysAddr, u64), REDISTRIBUTORS_MAX>,
 }
 
 /// The firmware's tree.
@@ -189,37 +180,6 @@ impl<'a> Tree<'a> {
             return Err(TreeError::NoCpu);
         }
         Ok(cpus)
-    }
-
-    /// The GICv3.
-    ///
-    /// # Errors
-    /// [`TreeError::NoGic`], [`TreeError::TooMany`].
-    pub fn gic(&self) -> Result<Gic, TreeError> {
-        let root = self.root().ok_or(TreeError::NoTree)?;
-        let node = root
-            .children()
-            .find(|n| is_compatible(*n, "arm,gic-v3") && enabled(*n))
-            .ok_or(TreeError::NoGic)?;
-        let regions = node
-            .property("#redistributor-regions")
-            .and_then(|p| number(p.value))
-            .map_or(1, |n| n as usize);
-        if regions > REDISTRIBUTORS_MAX {
-            return Err(TreeError::TooMany(
-                REDISTRIBUTORS_MAX,
-                "redistributor regions",
-            ));
-        }
-        let redistributors: ArrayVec<_, REDISTRIBUTORS_MAX> = pairs(root, node)
-            .skip(1)
-            .take(regions)
-            .map(|(base, size)| (PhysAddr::new(base), size))
-            .collect();
-        if redistributors.is_empty() {
-            return Err(TreeError::NoGic);
-        }
-        Ok(Gic { redistributors })
     }
 
     /// Pages that devices write message-signalled interrupts to: GITS_TRANSLATER of each ITS, in its second 64 KiB.

@@ -87,11 +87,15 @@ fn blob_with(machine: &Machine, more: impl FnOnce(&mut FdtWriter)) -> Vec<u8> {
         fdt.property_array_u32("interrupts", &[1, 9, 4]).unwrap();
         fdt.property_array_u64("reg", &[0x800_0000, 0x1_0000, 0x80a_0000, 0xf6_0000])
             .unwrap();
-        let its = fdt.begin_node("its@8080000").unwrap();
-        fdt.property_string("compatible", "arm,gic-v3-its").unwrap();
-        fdt.property_array_u64("reg", &[0x808_0000, 0x2_0000])
-            .unwrap();
-        fdt.end_node(its).unwrap();
+        fdt.property_u32("redistributor-stride", 0x2_0000).unwrap();
+        // One is switched off.
+        for (base, status) in [(0x808_0000, "okay"), (0x80c_0000, "disabled")] {
+            let its = fdt.begin_node(&format!("its@{base:x}")).unwrap();
+            fdt.property_string("compatible", "arm,gic-v3-its").unwrap();
+            fdt.property_string("status", status).unwrap();
+            fdt.property_array_u64("reg", &[base, 0x2_0000]).unwrap();
+            fdt.end_node(its).unwrap();
+        }
         fdt.end_node(gic).unwrap();
     }
     let timer = fdt.begin_node("timer").unwrap();
@@ -171,10 +175,14 @@ fn reads_what_qemu_says() {
             .collect::<Vec<_>>(),
         [0, 1]
     );
+    let gic = tree.gic().unwrap();
+    assert_eq!(gic.distributor, PhysAddr::new(0x800_0000));
     assert_eq!(
-        tree.gic().unwrap().redistributors[..],
+        gic.redistributors[..],
         [(PhysAddr::new(0x80a_0000), 0xf6_0000)]
     );
+    assert_eq!(gic.stride, Some(0x2_0000));
+    assert_eq!(gic.its[..], [0x808_0000, 0x80c_0000].map(PhysAddr::new));
     assert_eq!(tree.console(), Some(PhysAddr::new(CONSOLE)));
     assert_eq!(tree.log_uart(), Some(PhysAddr::new(LOG_UART)));
     assert_eq!(tree.arguments(), "porthole.log=debug");
