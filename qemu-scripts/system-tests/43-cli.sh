@@ -25,13 +25,15 @@ for node in /proc/device-tree/reserved-memory/*/compatible; do
     [ -e "$node" ] && echo "guest: reserved $(tr '\0' ' ' <"$node")"
 done
 grep -i 'reserved' /proc/iomem | head -n 3
-if [ -e /dev/hvc0 ]; then
+# A driver whose device is broken waits for it for ever.
+if grep -q talk /proc/cmdline; then
     (i=0; while [ $i -lt 200 ]; do echo "through the console: line $i"; i=$((i + 1)); done >/dev/hvc0) &
     sleep 2
 fi
 echo "guest: waiting"
 read -r line
 echo "guest: read '$line'"
+wait
 poweroff -f
 GUEST
     chmod +x "$guest/init"
@@ -44,11 +46,12 @@ GUEST
 
 # Words on the host: start OPTIONS... starts the guest and waits until it waits; finish lets it end, returns its status.
 WITH_CLI='. /lib/porthole/guestlib.sh
+TALK=
 start() {
     rm -f /tmp/cli.in /tmp/hvc.log
     mkfifo /tmp/cli.in
     porthole run --kernel /lib/porthole/Image --initrd /lib/porthole/guest.cpio --mem 256M --name web \
-        --cmdline "console=ttyS0 rdinit=/init loglevel=4" --console file=/tmp/hvc.log "$@" </tmp/cli.in >/tmp/cli.log 2>&1 &
+        --cmdline "console=ttyS0 rdinit=/init loglevel=4 $TALK" --console file=/tmp/hvc.log "$@" </tmp/cli.in >/tmp/cli.log 2>&1 &
     guest=$!
     exec 4>/tmp/cli.in
     wait_for "guest: waiting" /tmp/cli.log 150
@@ -77,7 +80,7 @@ with_cli() {
 # All RAM is windows that host and guest share, and the guest's devices use all of it.
 st_cli_an_unprotected_guest_has_its_devices_in_all_of_its_ram() {
     local out
-    out=$(with_cli 'start --unprotected --cpus 2; porthole list; porthole audit; porthole status web; finish; porthole list; porthole audit')
+    out=$(with_cli 'TALK=talk; start --unprotected --cpus 2; porthole list; porthole audit; porthole status web; finish; porthole list; porthole audit')
     printf '%s\n' "$out"
     expect "$out" ' web .* NO$'
     expect "$out" 'window 0  0000:00:00.0 BAR 0 0x80000000 64.0 MiB'
@@ -108,7 +111,7 @@ st_cli_a_pool_stands_in_the_tree_and_is_the_only_memory_of_the_devices() {
 # status by name, handle and pid, as text and JSON, while the guest runs; then the VM is gone, and so is its socket.
 st_cli_status_and_map_show_a_running_guest() {
     local out
-    out=$(with_cli 'start --swiotlb hint
+    out=$(with_cli 'start
         ls /run/porthole
         porthole status web
         porthole status --json $(ls /run/porthole | sed "s/\.sock//")

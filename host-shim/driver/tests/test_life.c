@@ -51,7 +51,7 @@ TEST(bad_configurations_are_refused)
 	config.reserved = 1;
 	CHECK_FAILS(ioctl(device, PORTHOLE_CREATE_VM, &config), EINVAL);
 	config = vm_config(1);
-	config.flags = 1;
+	config.flags = 2;
 	CHECK(ioctl(device, PORTHOLE_CREATE_VM, &config) == -1);
 	CHECK(config.refusal == PORTHOLE_E_RESERVED_NON_ZERO);
 	config = vm_config(1);
