@@ -122,7 +122,7 @@ st_cli_status_and_map_show_a_running_guest() {
         sleep 3; wc -l </tmp/watch
         finish
         ls /run/porthole | wc -l
-        porthole status web')
+        porthole status web; true')
     printf '%s\n' "$out"
     expect "$out" '^0x[0-9a-f]+\.sock$'
     expect "$out" 'VM 0x[0-9a-f]+ web, pid [0-9]+: Final, protected'
@@ -157,7 +157,7 @@ TOML
         porthole status one | head -n 1; porthole status two | head -n 1
         echo over >&5; echo over >&6; wait
         grep -h ^measurement /tmp/one.log /tmp/two.log | sort -u | wc -l
-        echo "mem = lots" >>/tmp/vm.toml; porthole run --config /tmp/vm.toml')
+        echo "mem = lots" >>/tmp/vm.toml; porthole run --config /tmp/vm.toml; true')
     printf '%s\n' "$out"
     expect "$out" '^VM 0x[0-9a-f]+ one,'
     expect "$out" '^VM 0x[0-9a-f]+ two,'
