@@ -44,6 +44,7 @@ with_linux_guest() {
     truncate -s 128M "$work/disk"
     PATH="$PATH:/sbin:/usr/sbin" mke2fs -q -t ext4 -L porthole "$work/disk"
     gzip -1 <"$work/disk" >"$host/lib/porthole/disk.gz"
+    xz -dc "$(find "$KERNEL_DIR" -name tun.ko.xz -print -quit)" >"$host/lib/porthole/tun.ko"
     pack "$host" "$work/host.cpio"
     cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$work/initrd"
     ST_SECONDS=${ST_SECONDS:-400} on_host --smp 2 --initrd "$work/initrd" "$@" --batch "$WITH_LINUX_GUEST$command" ||
@@ -79,6 +80,75 @@ for pool in /sys/bus/pci/drivers/virtio-pci/0000:*; do
 done
 echo "guest: windows ok"
 '
+
+# The disk that the host has made, the entropy device, and both streams in both directions, all with checksums.
+DISK_TEST='
+disk_works ${MIB:-8}
+'
+RNG_TEST='
+grep -q virtio /sys/class/misc/hw_random/rng_current || fail "no entropy device"
+one=$(head -c 65536 /dev/hwrng | sha256sum) && two=$(head -c 65536 /dev/hwrng | sha256sum)
+[ "$one" != "$two" ] || fail "the same entropy twice"
+echo "guest: entropy ok"
+'
+TCP_TEST='
+ifconfig eth0 192.168.77.2 up || fail "no network device"
+random_file /tmp/noise ${MIB:-8}
+echo "guest: tcp sent $(sum_of /tmp/noise)"
+tries=0
+until sockcat tcp 192.168.77.1 5000 </tmp/noise >/tmp/back; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 50 ] || fail "tcp"
+    sleep 0.2
+done
+echo "guest: tcp received $(sum_of /tmp/back)"
+'
+VSOCK_TEST='
+random_file /tmp/noise ${MIB:-8}
+echo "guest: vsock sent $(sum_of /tmp/noise)"
+sockcat vsock 2 5001 </tmp/noise >/tmp/back || fail "vsock"
+echo "guest: vsock received $(sum_of /tmp/back)"
+'
+
+# Words on the host for streams: echoes a stream of each kind, once, and says what it was.
+WITH_PEERS='
+peers() {
+    insmod /lib/porthole/tun.ko 2>/dev/null
+    tunctl -t vmtap0 >/dev/null && ifconfig vmtap0 192.168.77.1 up || exit 95
+    # The peer sends what it has first, so that both directions are full at once.
+    dd if=/dev/urandom of=/tmp/peer bs=1M count=${MIB:-8} 2>/dev/null
+    sockcat tcp-listen 5000 </tmp/peer >/tmp/tcp.got &
+    tcp=$!
+    sockcat unix-listen /tmp/v.sock_5001 </tmp/peer >/tmp/vsock.got &
+    vsock=$!
+}
+sum_of() { sha256sum <"$1" | cut -d" " -f1; }
+# streams_match KIND: what the guest said it sent and received is what the host received and sent.
+streams_match() {
+    grep -q "guest: $1 sent $(sum_of /tmp/$1.got)\$" /tmp/linux.log || { ls -l /tmp/$1.got; exit 96; }
+    grep -q "guest: $1 received $(sum_of /tmp/peer)\$" /tmp/linux.log || exit 97
+}
+devices="--disk /tmp/disk --rng --net tap=vmtap0 --vsock cid=3,path=/tmp/v.sock --console file=/tmp/hvc"
+'
+
+# all_devices KIND MODE-OPTIONS CPUS: everything at once.
+all_devices() {
+    with_linux_guest "$WITH_PEERS"'
+zcat /lib/porthole/disk.gz >/tmp/disk
+peers
+guest '"$1 '$CONSOLE_TEST$DISK_TEST$RNG_TEST$TCP_TEST$VSOCK_TEST${4:-}'"' $devices '"$2"' --cpus '"$3"' || exit 1
+wait $tcp && wait $vsock || exit 2
+streams_match tcp
+streams_match vsock
+grep -q "guest: disk ok" /tmp/linux.log && grep -q "guest: entropy ok" /tmp/linux.log || exit 3
+! grep -q "needs reset" /tmp/linux.log || exit 4
+ifconfig vmtap0 down
+nothing_lost'
+}
+
+st_linux_guest_all_devices_with_window_required() { all_devices Image "--swiotlb require" 2 "$POOL_TEST"; }
+st_linux_guest_all_devices_with_window_offered() { all_devices Image "--swiotlb offer" 1 "$POOL_TEST"; }
+st_linux_guest_all_devices_with_window_hinted() { all_devices Image "--swiotlb hint" 4 "$POOL_TEST"; }
 
 # consoles MODE CPUS
 consoles() {
