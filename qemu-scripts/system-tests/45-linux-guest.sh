@@ -83,7 +83,7 @@ echo "guest: windows ok"
 
 # The disk that the host has made, the entropy device, and both streams in both directions, all with checksums.
 DISK_TEST='
-disk_works ${MIB:-8}
+disk_works ${MIB:-4}
 '
 RNG_TEST='
 grep -q virtio /sys/class/misc/hw_random/rng_current || fail "no entropy device"
@@ -93,7 +93,7 @@ echo "guest: entropy ok"
 '
 TCP_TEST='
 ifconfig eth0 192.168.77.2 up || fail "no network device"
-random_file /tmp/noise ${MIB:-8}
+random_file /tmp/noise ${MIB:-4}
 echo "guest: tcp sent $(sum_of /tmp/noise)"
 tries=0
 until sockcat tcp 192.168.77.1 5000 </tmp/noise >/tmp/back; do
@@ -104,7 +104,7 @@ done
 echo "guest: tcp received $(sum_of /tmp/back)"
 '
 VSOCK_TEST='
-random_file /tmp/noise ${MIB:-8}
+random_file /tmp/noise ${MIB:-4}
 echo "guest: vsock sent $(sum_of /tmp/noise)"
 sockcat vsock 2 5001 </tmp/noise >/tmp/back || fail "vsock"
 echo "guest: vsock received $(sum_of /tmp/back)"
@@ -116,7 +116,7 @@ peers() {
     insmod /lib/porthole/tun.ko 2>/dev/null
     tunctl -t vmtap0 >/dev/null && ifconfig vmtap0 192.168.77.1 up || exit 95
     # The peer sends what it has first, so that both directions are full at once.
-    dd if=/dev/urandom of=/tmp/peer bs=1M count=${MIB:-8} 2>/dev/null
+    dd if=/dev/urandom of=/tmp/peer bs=1M count=${MIB:-4} 2>/dev/null
     sockcat tcp-listen 5000 </tmp/peer >/tmp/tcp.got &
     tcp=$!
     sockcat unix-listen /tmp/v.sock_5001 </tmp/peer >/tmp/vsock.got &

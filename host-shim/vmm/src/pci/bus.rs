@@ -19,6 +19,8 @@ pub trait PciFunction: Send + Sync {
     fn config_read(&self, at: usize, data: &mut [u8]);
     /// Writes them.
     fn config_write(&self, at: usize, data: &[u8]);
+    /// The configuration of another function was written: what found no room in the address space before may now.
+    fn retry(&self) {}
     /// Reads from a register BAR if `address` and the whole access lie in one; false if not.
     fn memory_read(&self, address: u64, data: &mut [u8]) -> bool;
     /// Writes to it; false if the address is not the function's.
@@ -69,9 +71,13 @@ impl MmioDevice for Ecam {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let (Some(function), at) = self.0.decode(offset) {
-            function.config_write(at, data);
-        }
+        let (Some(function), at) = self.0.decode(offset) else {
+            return;
+        };
+        function.config_write(at, data);
+        let all = self.0.functions.iter().map(|(_, _, behind)| behind);
+        all.filter(|other| !Arc::ptr_eq(other, function))
+            .for_each(|other| other.retry());
     }
 }
 
@@ -119,6 +125,9 @@ mod tests {
         fn config_write(&self, at: usize, data: &[u8]) {
             lock(&self.0).push((at, data.len()));
         }
+        fn retry(&self) {
+            lock(&self.0).push((0, 0));
+        }
         fn memory_read(&self, address: u64, data: &mut [u8]) -> bool {
             data.fill(1);
             address == PCI_APERTURE.base + 8
@@ -143,6 +152,16 @@ mod tests {
         assert_eq!(data, [0x5a; 4]);
         ecam.write(3 << 15 | 1 << 12 | 0xffe, &[0; 2]);
         assert_eq!(*lock(&fake.0), [(0x40, 4), (0xffe, 2)]);
+    }
+
+    #[test]
+    fn a_configuration_write_lets_the_other_functions_try_again() {
+        let (mut bus, one) = (PciBus::default(), Arc::new(Fake::default()));
+        let two = Arc::new(Fake::default());
+        assert!(bus.add(1, 0, one.clone()) && bus.add(2, 0, two.clone()));
+        Ecam(Arc::new(bus)).write(1 << 15 | 0x20, &[0; 4]);
+        assert_eq!(*lock(&one.0), [(0x20, 4)]);
+        assert_eq!(*lock(&two.0), [(0, 0)], "retried, not written");
     }
 
     #[test]

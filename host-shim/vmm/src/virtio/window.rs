@@ -118,7 +118,7 @@ impl Window {
             Err(e) => {
                 self.place = None;
                 let to = ipa.map_or("nowhere".to_owned(), |a| format!("{a:#x}"));
-                tracing::warn!("{}: the window cannot move to {to}: {e}", self.name);
+                tracing::info!("{}: the window cannot move to {to} yet: {e}", self.name);
             }
         }
         if let (Some(from), Some(to)) = (before, self.place) {
@@ -133,6 +133,19 @@ impl Window {
             }
         }
         moved
+    }
+
+    /// Another window has moved: where this one found no room before, it may now.
+    ///
+    /// A guest that places all BARs anew does so one by one, and one may come where the next still is.
+    pub fn retry(&mut self) {
+        let (None, Some(ipa)) = (self.place, self.wanted) else {
+            return;
+        };
+        if self.port.place(Some(ipa)).is_ok() {
+            self.place = Some(ipa);
+            tracing::info!("{}: the window is at {ipa:#x} now", self.name);
+        }
     }
 
     /// The device's memory, if the window is anywhere.
@@ -194,6 +207,36 @@ pub(crate) mod tests {
         assert_eq!(memory.read_obj::<u64>(at(BASE + SIZE)).unwrap(), 42);
         assert!(memory.read_obj::<u64>(at(BASE)).is_err());
         assert_eq!(*lock(&port.0), [Some(BASE + SIZE)]);
+    }
+
+    /// A port that refuses all until it is told to take them.
+    struct FullPort(Arc<Mutex<bool>>);
+
+    impl WindowPort for FullPort {
+        fn place(&self, ipa: Option<u64>) -> io::Result<()> {
+            match ipa {
+                Some(_) if *lock(&self.0) => Err(io::Error::other("another window is there")),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_that_found_no_room_is_tried_again() {
+        let full = Arc::new(Mutex::new(true));
+        let pages = MmapRegion::new(SIZE as usize).unwrap();
+        let port = Box::new(FullPort(full.clone()));
+        let mut w = Window::new("test", pages, port, Some(BASE));
+        assert!(w.follow(Some(BASE + SIZE)));
+        w.retry();
+        assert!(w.memory().is_none(), "still no room");
+        *lock(&full) = false;
+        w.retry();
+        assert_eq!(w.place(), Some(BASE + SIZE));
+        assert!(w.memory().is_some());
+        assert!(w.follow(None));
+        w.retry();
+        assert!(w.memory().is_none(), "switched off, not refused");
     }
 
     #[test]

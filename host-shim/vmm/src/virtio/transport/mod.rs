@@ -333,24 +333,31 @@ impl State {
         if self.bound.map(|(at, _)| at) == base {
             return;
         }
-        let address = |base: u64, index: usize| base + (NOTIFY + index * NOTIFY_STRIDE) as u64;
         if let Some((old, count)) = self.bound.take() {
             for (index, doorbell) in self.doorbells.iter().enumerate().take(count) {
-                if let Err(e) = self.notify.set(address(old, index), doorbell, false) {
+                let address = old + (NOTIFY + index * NOTIFY_STRIDE) as u64;
+                if let Err(e) = self.notify.set(address, doorbell, false) {
                     tracing::warn!("{name}: cannot unbind doorbell {index}: {e}");
                 }
             }
         }
-        let Some(base) = base else { return };
-        let mut count = 0;
-        for (index, doorbell) in self.doorbells.iter().enumerate() {
-            if let Err(e) = self.notify.set(address(base, index), doorbell, true) {
-                tracing::info!("{name}: doorbell {index} at {base:#x} works through exits: {e}");
-                break;
-            }
-            count += 1;
+        self.bound = base.map(|base| (base, 0));
+        if let Some(e) = self.bind_rest() {
+            tracing::info!("{name}: doorbells at {base:#x?} work through exits: {e}");
         }
-        self.bound = Some((base, count));
+    }
+
+    /// Binds the doorbells that are not yet where the registers are; the first error ends it.
+    fn bind_rest(&mut self) -> Option<io::Error> {
+        let (base, count) = self.bound.as_mut()?;
+        for doorbell in &self.doorbells[*count..] {
+            let address = *base + (NOTIFY + *count * NOTIFY_STRIDE) as u64;
+            if let Err(e) = self.notify.set(address, doorbell, true) {
+                return Some(e);
+            }
+            *count += 1;
+        }
+        None
     }
 }
 
@@ -376,6 +383,14 @@ impl PciFunction for VirtioPci {
         state.config.read(state.places.msix_control, &mut control);
         self.msix.set_control(u16::from_le_bytes(control));
         self.follow_bars(&mut state);
+    }
+
+    fn retry(&self) {
+        let mut state = lock(&self.state);
+        state.bind_rest();
+        if state.window.in_function.is_none() && state.has_window {
+            lock(&state.window.window).retry();
+        }
     }
 
     fn memory_read(&self, address: u64, data: &mut [u8]) -> bool {
