@@ -8,13 +8,17 @@ mod function;
 mod queues;
 mod script;
 
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use porthole_vmm::virtio::block::{Block, BlockSettings};
 use porthole_vmm::virtio::console::{Console, Input, Output};
+use porthole_vmm::virtio::net::{Net, NetOptions};
 use porthole_vmm::virtio::rng::Rng;
+use porthole_vmm::virtio::vsock::Vsock;
 
 pub use self::script::{Op, encode};
 
@@ -26,6 +30,8 @@ pub const TARGETS: &[Target] = &[
     ("block", block),
     ("console", console),
     ("rng", rng),
+    ("net", net),
+    ("vsock", vsock),
     ("pci", pci),
 ];
 
@@ -57,6 +63,33 @@ pub fn console(data: &[u8]) {
 pub fn rng(data: &[u8]) {
     if let Ok(mut rng) = Rng::open(Path::new("/dev/zero")) {
         queues::drive(&mut rng, data);
+    }
+}
+
+/// Both ways of a network whose other side has sent frames of several lengths.
+pub fn net(data: &[u8]) {
+    let Ok((ours, mut theirs)) = UnixStream::pair() else {
+        return;
+    };
+    for length in [14u32, 60, 300, 1514, 9000] {
+        let frame = [&length.to_be_bytes()[..], &vec![1; length as usize]].concat();
+        let _ = theirs.write_all(&frame);
+    }
+    if let Ok(mut net) = Net::connected(ours, NetOptions::default()) {
+        queues::drive(&mut net, data);
+    }
+}
+
+/// Packets of a guest with context id 5, and a caller that waits for it.
+pub fn vsock(data: &[u8]) {
+    static RUN: AtomicU64 = AtomicU64::new(0);
+    let run = RUN.fetch_add(1, Ordering::Relaxed);
+    let name = format!("porthole-fuzz-{}-{run}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    if let Ok(mut vsock) = Vsock::new(5, &path) {
+        let caller = UnixStream::connect(&path);
+        let _ = caller.map(|mut caller| caller.write_all(b"CONNECT 1\n"));
+        queues::drive(&mut vsock, data);
     }
 }
 

@@ -11,6 +11,7 @@ mod stream;
 mod tap;
 
 use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -165,6 +166,11 @@ impl Net {
             Stream::connect(path)?
         };
         Self::over(stream, options, None)
+    }
+
+    /// Over a stream socket whose other side is there already.
+    pub fn connected(socket: UnixStream, options: NetOptions) -> Result<Self, NetError> {
+        Self::over(Stream::connected(socket)?, one_pair(options)?, None)
     }
 
     fn over(stream: Stream, options: NetOptions, passt: Option<Passt>) -> Result<Self, NetError> {

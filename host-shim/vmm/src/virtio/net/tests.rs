@@ -1,7 +1,5 @@
 //! The device: what it offers by carrier, its configuration, whom it starts, and how it says no.
 
-use std::os::unix::net::UnixStream;
-
 use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_CSUM;
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::GuestAddress;
@@ -13,8 +11,7 @@ use crate::virtio::window::tests::BASE;
 
 fn over_socket(options: NetOptions) -> (Net, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let stream = Stream::connected(ours).unwrap();
-    (Net::over(stream, options, None).unwrap(), theirs)
+    (Net::connected(ours, options).unwrap(), theirs)
 }
 
 #[test]
