@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,6 +175,9 @@ static void join(int s)
 {
 	static struct half out = { .from = 0 }, in = { .to = 1 };
 
+	/* A write that waits for room would not read meanwhile, and the other side may wait for that. */
+	if (fcntl(s, F_SETFL, O_NONBLOCK))
+		die("fcntl");
 	out.to = s;
 	in.from = s;
 	while (!out.ended || !in.ended) {
