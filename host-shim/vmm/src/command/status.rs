@@ -18,6 +18,9 @@ use crate::control;
 /// Home, and everything below it erased (ECMA-48 CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
+/// What is met where a VM's socket was.
+const GONE: [io::ErrorKind; 2] = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+
 /// The VM that a word names: its handle, the name of its process, or its pid.
 fn find<'a>(
     vms: &'a [VmEntry],
@@ -175,8 +178,8 @@ pub(super) fn status(system: &System, args: &StatusArgs) -> Result<u8, CommandEr
         std::thread::sleep(Duration::from_secs(period.into()));
         status = match ask(handle) {
             Ok(status) => status,
-            // It ended while one watched.
-            Err(_) if !system.list()?.iter().any(|vm| vm.handle == handle) => return Ok(0),
+            // It ended while one watched: its socket goes first, then the VM.
+            Err(e) if GONE.contains(&e.kind()) => return Ok(0),
             Err(e) => return Err(failed(e)),
         };
     }
