@@ -7,9 +7,10 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-usage: qemu-scripts/bench.sh [guest | boot | io] [--no-build]
+usage: qemu-scripts/bench.sh [guest | block | boot | io] [--no-build]
 
   guest   what operations of a bare-metal guest with 2 vCPUs cost (the default); target/bench/latest.json
+  block   what reads of a disk cost a bare-metal guest, with all that host and VMM do; target/bench/block.json
   boot    host instructions from kernel entry to the first process, against the same kernel bare at EL1;
           target/bench/boot.json
   io      instructions of the host's disks and network, against the same kernel bare at EL1, and what the SMMU adds
@@ -22,7 +23,7 @@ EOF
 WHAT=guest BUILD=yes
 while [ "$#" -gt 0 ]; do
     case "$1" in
-        guest | boot | io) WHAT=$1 ;;
+        guest | block | boot | io) WHAT=$1 ;;
         --no-build) BUILD='' ;;
         -h | --help) usage; exit 0 ;;
         *) die "unknown argument '$1'; see --help" 2 ;;
