@@ -68,7 +68,7 @@ st_images_that_cannot_be_used_are_named_before_there_is_a_vm() {
     out=$(with_images 'printf "QFI\373" >/tmp/q; truncate -s 1M /tmp/q; image /tmp/disk 4
         devices --disk /nonexistent
         devices --disk /tmp/q
-        devices --disk /tmp/disk,window=64K
+        devices --disk /tmp/disk,window=64K,queues=2
         : >/tmp/empty; devices --disk /tmp/empty
         porthole run --kernel /lib/porthole/echo.bin --mem 16M --disk /tmp/disk >/tmp/held.log 2>&1 </dev/null &
         wait_for "echo: ready" /tmp/held.log 60
@@ -77,7 +77,7 @@ st_images_that_cannot_be_used_are_named_before_there_is_a_vm() {
     printf '%s\n' "$out"
     expect "$out" 'disk0: cannot open disk image /nonexistent: No such file'
     expect "$out" 'disk0: disk image /tmp/q is a qcow2 image; add format=qcow2'
-    expect "$out" 'a window of 64K is too small for disk0, which needs .*; give it 128K or more'
+    expect "$out" 'a window of 64K is too small for disk0, which needs 72K .*; give it 128K or more'
     expect "$out" 'disk image /tmp/empty has 0 bytes'
     expect "$out" 'disk image /tmp/disk is in use by another process'
 }
