@@ -39,6 +39,7 @@ const INDIRECT: u64 = 1 << 62;
 /// Fields of GITS_BASER that say where the table is: Physical_Address, Page_Size, Size.
 const GEOMETRY: u64 = 0x0000_ffff_ffff_f3ff;
 const BASER_PAGE_SIZE: u64 = 3 << 8;
+const PAGE_SIZE_16K: u64 = 1 << 8;
 /// GITS_BASER.Type and Entry_Size, which the hardware fixes.
 const BASER_FIXED: u64 = 7 << 56 | 0x1f << 48;
 /// Offset in GITS_CWRITER and GITS_CREADR, and what else they have.
@@ -131,7 +132,7 @@ impl<M: Machine> Its<M> {
         base: PhysAddr,
     ) -> Result<Self, Error> {
         let machine = context.machine;
-        let page = machine.alloc_page().ok_or(Error::NoMemory)?;
+        let page = queue_page(machine).ok_or(Error::NoMemory)?;
         let list = machine.alloc_page().ok_or(Error::NoMemory)?;
         let typer = machine.read64(PhysAddr::new(base.raw() + TYPER));
         let target = redistributors.first().map(|r| r.target(by_address(typer)));
@@ -271,7 +272,11 @@ impl<M: Machine> Its<M> {
         }
         // The page size that the hardware has decides how much it will use.
         let page_size = machine.read64(register) & BASER_PAGE_SIZE;
-        let value = value & !BASER_PAGE_SIZE | page_size;
+        let mut value = value & !BASER_PAGE_SIZE | page_size;
+        if page_size == PAGE_SIZE_16K {
+            // What these bits do is the hardware's choice (12.19.1), and QEMU's ITS adds them to the address.
+            value &= !(3 << 12);
+        }
         let table = match take_table(context, kind, value) {
             Ok(table) => table,
             Err(error) => {
@@ -546,6 +551,23 @@ const fn by_address(typer: u64) -> bool {
     typer >> 19 & 1 != 0
 }
 
+/// A page of the pool at a multiple of 64 KiB, as a command queue must be: what an ITS reads where bits 15:12 of
+/// GITS_CBASER are not zero is its own choice (12.19.2). The pool is young and whole, so every 16th page of it is one.
+fn queue_page<M: Machine>(machine: &M) -> Option<PhysAddr> {
+    const TRIES: usize = 48;
+    let mut others = ArrayVec::<_, TRIES>::new();
+    let mut found = None;
+    for page in core::iter::from_fn(|| machine.alloc_page()).take(TRIES) {
+        if page.is_aligned(0x1_0000) {
+            found = Some(page);
+            break;
+        }
+        others.push(page);
+    }
+    others.into_iter().for_each(|page| machine.free_page(page));
+    found
+}
+
 /// Whether RDbase names a redistributor.
 fn is_target(redistributors: &[Redistributor], by_address: bool, target: u64) -> bool {
     redistributors
@@ -574,7 +596,7 @@ fn take_table<M: Machine>(
 ) -> Result<Table, Error> {
     let (page_bytes, start) = match value & BASER_PAGE_SIZE {
         0 => (0x1000, value & 0x0000_ffff_ffff_f000),
-        0x100 => (0x4000, value & 0x0000_ffff_ffff_c000),
+        PAGE_SIZE_16K => (0x4000, value & 0x0000_ffff_ffff_c000),
         // Bits 51:48 of the address stand in 15:12.
         _ => (
             0x1_0000,

@@ -256,7 +256,11 @@ impl Model {
                 }
                 its.control = value & 3;
             }
-            0x80 if is_idle => (its.queue, its.reader) = (value, 0),
+            0x80 if is_idle => {
+                // The architecture lets an ITS take other bits than 0 in 15:12 for what it likes.
+                assert!(value & 0xf000 == 0, "a queue at a multiple of 64 KiB");
+                (its.queue, its.reader) = (value, 0);
+            }
             0x88 => {
                 its.writer = value & 0xf_ffe0;
                 if value & 1 != 0 {
@@ -315,10 +319,10 @@ impl Model {
     }
 }
 
+/// As QEMU does: of a table of 16 KiB pages bits 13:12 count, where the architecture lets hardware choose.
 fn table_start(table: u64) -> u64 {
     match table >> 8 & 3 {
-        0 => table & 0xffff_ffff_f000,
-        1 => table & 0xffff_ffff_c000,
+        0 | 1 => table & 0xffff_ffff_f000,
         _ => table & 0xffff_ffff_0000 | (table & 0xf000) << 36,
     }
 }

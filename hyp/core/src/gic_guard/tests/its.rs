@@ -212,6 +212,17 @@ fn the_hardwares_page_size_decides_what_is_taken() {
 }
 
 #[test]
+fn a62_a_table_starts_at_a_multiple_of_its_page_size() {
+    let mut host = host();
+    let table = aligned(&mut host, 32);
+    // Bits 13:12 are no part of the address of a 16 KiB page; hardware that adds them all the same finds zeros.
+    write(&host, DEVICES, VALID | table | 0x3000 | 1 << 8);
+    assert_eq!(read(&host, DEVICES) & 0xffff_ffff_ffff, table | 1 << 8);
+    assert_eq!(kept(&host), [0, 4]);
+    host.machine().assert_sound();
+}
+
+#[test]
 fn an_address_above_48_bits_of_a_table_is_no_ram() {
     let mut host = host();
     let table = aligned(&mut host, 16);
