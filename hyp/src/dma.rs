@@ -10,7 +10,8 @@ use porthole_arch::{cache, host, percpu, time};
 use porthole_core::addr::{PhysAddr, PhysPages};
 use porthole_core::hw::SysReg;
 use porthole_core::stage2::{Geometry, PaRange};
-use porthole_dev::devtree::{HIDDEN_MAX, Masters, Tree};
+use porthole_dev::devtree::{HIDDEN_MAX, Masters, Root, Tree, Why};
+use porthole_dev::pci::{self, Ecam};
 use porthole_dev::smmuv3::{self, Abilities, Cpu, Mmio, Needs, SMMUS_MAX, Smmu, Smmus};
 use porthole_dev::virtio_mmio;
 use porthole_mem::BootMemory;
@@ -48,7 +49,7 @@ impl<'a> Dma<'a> {
     pub fn find(map: &mut Map, tree: &Tree<'a>) -> Self {
         let mut fit = ArrayVec::new();
         let mut isolated = true;
-        let masters = tree.masters(|base| {
+        let mut masters = tree.masters(|base| {
             let page = PhysPages::new(base.page(), 1);
             if !page.is_ok_and(|page| map.map(page, Access::Device).is_ok()) {
                 return u32::MAX;
@@ -95,6 +96,14 @@ impl<'a> Dma<'a> {
                     isolated = false;
                     let_through(&bus);
                 }
+            }
+        }
+        for root in core::mem::take(&mut masters.roots) {
+            match configuration(map, &root) {
+                Some(space) => pci::scan(&space, root.buses, |finding| {
+                    masters.add_outside(root.name, Why::Function(finding));
+                }),
+                None => masters.add_outside(root.name, Why::NoEcam),
             }
         }
         let hidden = masters.hidden_pages().unwrap_or_else(|why| {
@@ -196,6 +205,13 @@ fn open(map: &mut Map, base: PhysAddr) -> Option<Mmio> {
     };
     // SAFETY: the firmware's tree says so, the frame is mapped for good, and so is all RAM.
     unsafe { Mmio::new(base, cpu) }
+}
+
+/// The configuration space of a PCI root.
+fn configuration(map: &mut Map, root: &Root<'_>) -> Option<Ecam> {
+    map.map(root.pages, Access::Device).ok()?;
+    // SAFETY: the tree says so, it is mapped for good, and the host does not run yet.
+    unsafe { Ecam::new(root.pages.start(), root.buses.clone()) }
 }
 
 /// The host's devices work without the SMMU that cannot confine them.

@@ -5,10 +5,12 @@ use core::fmt;
 
 use arrayvec::ArrayVec;
 use fdt::node::FdtNode;
-use porthole_abi::{FunctionId, PAGE_SIZE};
+use porthole_abi::PAGE_SIZE;
 use porthole_core::addr::{PhysAddr, PhysPages};
 
+use super::pci::{ROOTS_MAX, Root};
 use super::read::{Tree, enabled, is_compatible, number, pairs, text};
+use crate::pci::Finding;
 use crate::smmuv3::{ROUTES_MAX, Route, SMMUS_MAX};
 
 /// Most masters outside that are named; the others are counted.
@@ -19,8 +21,6 @@ pub const HIDDEN_MAX: usize = 16;
 const FRAMES_MAX: usize = 16;
 /// Most register frames of devices that the host keeps.
 const KEPT_MAX: usize = 32;
-/// Requester ids of a PCI segment.
-const REQUESTERS: u64 = 0x1_0000;
 /// Deepest simple-bus.
 const BUS_DEPTH_MAX: usize = 4;
 
@@ -73,6 +73,10 @@ pub enum Why {
     NoRegisters,
     /// Its registers share a page with a device that the host keeps.
     SharedPage,
+    /// A PCI root whose functions EL2 cannot look at.
+    NoEcam,
+    /// A PCI function that is known to bypass the SMMU, or not known not to.
+    Function(Finding),
     /// The tree has more of something than is kept.
     TooMany(&'static str),
 }
@@ -101,6 +105,10 @@ impl fmt::Display for Why {
             ),
             Self::NoRegisters => f.write_str("its reg cannot be read, so it cannot be hidden; mend the device tree"),
             Self::SharedPage => f.write_str("its registers share a page with a device of the host"),
+            Self::NoEcam => f.write_str(
+                "a PCI root whose functions cannot be looked at; only pci-host-ecam-generic is supported",
+            ),
+            Self::Function(finding) => finding.fmt(f),
             Self::TooMany(what) => write!(f, "more {what} than are supported"),
         }
     }
@@ -113,6 +121,8 @@ pub struct Masters<'a> {
     pub smmus: ArrayVec<SmmuNode<'a>, SMMUS_MAX>,
     /// Streams of all devices behind them.
     pub routes: ArrayVec<Route, ROUTES_MAX>,
+    /// PCI roots behind them, whose functions are to be looked at.
+    pub roots: ArrayVec<Root<'a>, ROOTS_MAX>,
     /// The first masters that no SMMU stands in front of: node and reason.
     pub outside: ArrayVec<(&'a str, Why), OUTSIDE_MAX>,
     /// All such masters.
@@ -188,7 +198,9 @@ fn is_identity(node: FdtNode<'_, '_>) -> bool {
 }
 
 /// A property as rows of `N` cells; `None` if it has no whole number of them, or none at all.
-fn cell_list<const N: usize>(value: &[u8]) -> Option<impl Iterator<Item = [u32; N]> + Clone + '_> {
+pub(super) fn cell_list<const N: usize>(
+    value: &[u8],
+) -> Option<impl Iterator<Item = [u32; N]> + Clone + '_> {
     (!value.is_empty() && value.len().is_multiple_of(4 * N)).then(|| {
         value.chunks_exact(4 * N).map(|row| {
             let mut cells = row.chunks_exact(4);
@@ -355,7 +367,7 @@ impl<'a> Masters<'a> {
             return self.streams(iommus.value);
         }
         if text(node, "device_type") == Some("pci") {
-            return self.pci_root(node);
+            return self.pci_root(parent, node, identity);
         }
         if is_compatible(node, FW_CFG) || is_compatible(node, VIRTIO_MMIO) {
             let (base, bytes) = pairs(parent, node)
@@ -383,7 +395,7 @@ impl<'a> Masters<'a> {
     }
 
     /// The index of the SMMU with this phandle.
-    fn smmu(&self, phandle: u64) -> Result<u8, Why> {
+    pub(super) fn smmu(&self, phandle: u64) -> Result<u8, Why> {
         self.smmus
             .iter()
             .position(|s| s.enabled && s.phandle == Some(phandle))
@@ -391,7 +403,7 @@ impl<'a> Masters<'a> {
             .ok_or(Why::Foreign(phandle))
     }
 
-    fn add_route(&mut self, route: Route) -> Result<(), Why> {
+    pub(super) fn add_route(&mut self, route: Route) -> Result<(), Why> {
         self.routes
             .try_push(route)
             .map_err(|_| Why::TooMany("runs of streams"))
@@ -410,45 +422,6 @@ impl<'a> Masters<'a> {
             })?;
         }
         Ok(())
-    }
-
-    /// `iommu-map`: requester id, phandle, stream, count (Linux, pci-iommu.txt). All 65,536 ids must be in it once.
-    fn pci_root(&mut self, node: FdtNode<'_, 'a>) -> Result<(), Why> {
-        let map = node.property("iommu-map").ok_or(Why::NoMap)?;
-        let entries = cell_list::<4>(map.value).ok_or(Why::BrokenMap)?;
-        let domain = node.property("linux,pci-domain");
-        let segment = domain.map_or(Some(0), |p| number(p.value));
-        let segment = segment.and_then(|n| u16::try_from(n).ok());
-        let segment = segment.ok_or(Why::BrokenMap)?;
-        if node.property("iommu-map-mask").is_some() {
-            return Err(Why::BrokenMap);
-        }
-        // The next uncovered id is looked for in all entries, again and again: they may stand in any order.
-        let mut covered = 0u64;
-        let mut total = 0u64;
-        while covered < REQUESTERS {
-            let mut starts = entries.clone().filter(|e| u64::from(e[0]) == covered);
-            let Some([id, phandle, stream, count]) = starts.next() else {
-                return Err(Why::Uncovered(covered as u32));
-            };
-            let end = covered + u64::from(count);
-            if count == 0 || end > REQUESTERS || stream.checked_add(count - 1).is_none() {
-                return Err(Why::BrokenMap);
-            }
-            let smmu = self.smmu(phandle.into())?;
-            self.add_route(Route {
-                smmu,
-                stream,
-                count,
-                function: Some(FunctionId(u32::from(segment) << 16 | id)),
-            })?;
-            covered = end;
-            total += 1;
-        }
-        // Entries that overlap others.
-        (total == entries.count() as u64)
-            .then_some(())
-            .ok_or(Why::BrokenMap)
     }
 
     /// An empty virtio-mmio transport may stay in reach; an SMMU or fw_cfg beside something of the host's must not.

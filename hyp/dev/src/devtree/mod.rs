@@ -6,6 +6,7 @@ mod check;
 mod gic;
 mod host;
 mod masters;
+mod pci;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -14,5 +15,6 @@ mod writer;
 pub use gic::{Gic, ITS_MAX, REGIONS_MAX};
 pub use host::{HostTree, write_host_tree};
 pub use masters::{HIDDEN_MAX, Masters, SmmuNode, Why};
+pub use pci::{ROOTS_MAX, Root};
 pub use read::{CPUS_MAX, Module, RAM_MAX, Tree, TreeError};
 pub use writer::WriteError;

@@ -7,6 +7,7 @@ use vm_fdt::FdtWriter;
 use super::*;
 
 mod masters;
+mod pci;
 
 const CONSOLE: u64 = 0x900_0000;
 const LOG_UART: u64 = 0x904_0000;

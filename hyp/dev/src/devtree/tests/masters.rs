@@ -9,14 +9,14 @@ use super::{QEMU, blob, blob_with, value};
 use crate::devtree::{HostTree, Masters, Tree, Why, write_host_tree};
 use crate::smmuv3::Route;
 
-const SMMU: u64 = 0x905_0000;
+pub(super) const SMMU: u64 = 0x905_0000;
 
 /// A device with registers.
 fn device(fdt: &mut FdtWriter, name: &str, compatible: &str, reg: &[u64]) {
     device_with(fdt, name, compatible, reg, |_| {});
 }
 
-fn device_with(
+pub(super) fn device_with(
     fdt: &mut FdtWriter,
     name: &str,
     compatible: &str,
@@ -30,7 +30,7 @@ fn device_with(
     fdt.end_node(node).unwrap();
 }
 
-fn smmu(fdt: &mut FdtWriter, base: u64, phandle: u32) {
+pub(super) fn smmu(fdt: &mut FdtWriter, base: u64, phandle: u32) {
     let name = format!("smmuv3@{base:x}");
     device_with(fdt, &name, "arm,smmu-v3", &[base, 0x2_0000], |fdt| {
         fdt.property_phandle(phandle).unwrap();
@@ -81,7 +81,7 @@ fn whole(fdt: &mut FdtWriter) {
 }
 
 /// The masters of QEMU's machine with these nodes; virtio-mmio transports are empty.
-fn masters(nodes: impl FnOnce(&mut FdtWriter), check: impl FnOnce(&Masters<'_>)) {
+pub(super) fn masters(nodes: impl FnOnce(&mut FdtWriter), check: impl FnOnce(&Masters<'_>)) {
     let blob = blob_with(&QEMU, nodes);
     check(&Tree::new(&blob).unwrap().masters(|_| 0));
 }
