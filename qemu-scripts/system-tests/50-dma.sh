@@ -52,6 +52,39 @@ st_a63_a_virtio_mmio_device_is_outside_every_smmu() {
     unconfined 'virtio_mmio@[0-9a-f]*: a virtio-mmio device \(DeviceID 4\)' --qemu -device --qemu virtio-rng-device
 }
 
+# QEMU's default: these devices' DMA goes past the SMMU, and nothing in the device tree says so.
+st_a63_virtio_pci_without_iommu_platform_is_outside_every_smmu() {
+    unconfined 'pcie@[0-9a-f]*: PCI function 00:05.0 \(1af4:1005\) does its DMA past the SMMU.* iommu_platform=on' \
+        --qemu -device --qemu virtio-rng-pci,addr=5
+    unconfined 'pcie@[0-9a-f]*: PCI function 00:06.0/00.0 \(1af4:1042\) does its DMA past the SMMU' \
+        --qemu -device --qemu pcie-root-port,id=rp,addr=6 --qemu -drive \
+        --qemu if=none,id=disk,driver=null-co,size=1M --qemu -device --qemu virtio-blk-pci,bus=rp,drive=disk
+}
+
+st_a63_virtio_pci_with_iommu_platform_is_confined_also_behind_bridges() {
+    # shellcheck disable=SC2054 # QEMU's commas
+    local devices=(
+        --qemu -drive --qemu if=none,id=one,driver=null-co,size=1M
+        --qemu -device --qemu virtio-blk-pci,drive=one,iommu_platform=on,disable-legacy=on
+        --qemu -drive --qemu if=none,id=two,driver=null-co,size=1M
+        --qemu -device --qemu pcie-root-port,id=rp
+        --qemu -device --qemu pcie-pci-bridge,id=old,bus=rp
+        --qemu -device --qemu virtio-blk-pci,drive=two,bus=old,addr=3,iommu_platform=on,disable-legacy=on
+    )
+    TRY_GUEST="$TRY_GUEST"'
+cat /sys/bus/pci/devices/*/device | tr "\n" " "' try_guest "${devices[@]}"
+    expect "$TRIED" '^status 0$'
+    expect "$TRIED" '^features .*dma-isolated'
+    # What was opened to look behind it is as it was: the host finds both disks.
+    expect "$TRIED" '0x1042 .*0x1042'
+    ! grep -q 'not confined' <<<"$SAID"
+}
+
+st_a63_another_root_is_named() {
+    unconfined 'pcie@[0-9a-f]*: PCI function 00:07.0 \(1b36:000b\) leads to buses that the device tree does not name' \
+        --qemu -device --qemu pxb-pcie,bus_nr=8,bypass_iommu=on,addr=7
+}
+
 st_a63_another_kind_of_iommu_is_named() {
     unconfined 'pcie@[0-9a-f]*: its IOMMU .* is no arm,smmu-v3' --no-smmu --qemu -device --qemu virtio-iommu-pci
 }
