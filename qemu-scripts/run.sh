@@ -12,7 +12,10 @@ Boots the hypervisor at EL2 and Debian's stock arm64 kernel as its host, and end
 The first serial port is the host's console; the hypervisor's own log goes to a file.
 
   --batch COMMAND   run COMMAND as root on the host, print what it prints, exit with its status
-  --demo            start a protected guest, attack it from the host, report; status 0 only if all held
+  --demo            start a protected Linux, move data through its five devices, attack it from the host, report;
+                    status 0 only if all held. Wants 1G; PORTHOLE_DEMO_MIB: how much each device moves (default 64)
+  --guest           a host that has Linux for guests in /lib/porthole: Image, Image.stock, guest.cpio, disk.gz, tun.ko
+                    (--demo has it too); the kernels are compiled once, which takes minutes
   --cpu MODEL       CPU model for QEMU (default cortex-a72; neoverse-n1 and max are tried too)
   --smp N           CPUs, 1 to 8 (default 2)
   --mem SIZE        memory, 512M to 16G (default 2G)
@@ -37,14 +40,15 @@ EOF
 }
 
 CPU=cortex-a72 SMP=2 MEM=2G PROFILE=release APPEND='' HYP_ARGS='' HYP_LOG='' BATCH='' MODE=shell BARE=''
-SHOW=command SECONDS_MAX=600 BUILD=yes INITRD='' IO='' IO_DIR='' IOMMU=,iommu=smmuv3 IO_ARGS=() EXTRA=()
+SHOW=command SECONDS_MAX=600 BUILD=yes INITRD='' GUEST='' IO='' IO_DIR='' IOMMU=,iommu=smmuv3 IO_ARGS=() EXTRA=()
 
 need() { [ "$#" -ge 2 ] || die "$1 wants a value; see --help" 2; }
 
 while [ "$#" -gt 0 ]; do
     case "$1" in
         --batch) need "$@"; MODE=batch BATCH=$2; shift ;;
-        --demo) MODE=batch BATCH=porthole-demo SHOW=all ;;
+        --demo) MODE=batch BATCH="PORTHOLE_DEMO_MIB=${PORTHOLE_DEMO_MIB:-64} exec porthole-demo" SHOW=all GUEST=yes DEMO=yes ;;
+        --guest) GUEST=yes ;;
         --cpu) need "$@"; CPU=$2; shift ;;
         --smp) need "$@"; SMP=$2; shift ;;
         --mem) need "$@"; MEM=$2; shift ;;
@@ -69,15 +73,22 @@ while [ "$#" -gt 0 ]; do
     esac
     shift
 done
+case "${PORTHOLE_DEMO_MIB:-64}" in
+    [1-9] | [1-5][0-9] | 6[0-4]) ;;
+    *) die "PORTHOLE_DEMO_MIB=$PORTHOLE_DEMO_MIB is not a number of MiB from 1 to 64" 2 ;;
+esac
+[ -z "$GUEST" ] || [ -z "$BARE$IO" ] || die "--guest and --demo go neither with --bare nor with --io" 2
 case "$SECONDS_MAX" in '' | *[!0-9]*) die "--timeout $SECONDS_MAX is not a number of seconds" 2 ;; esac
 
 # shellcheck source=qemu-scripts/lib/machine.sh
 . "$PORTHOLE_ROOT/qemu-scripts/lib/machine.sh"
 check_mem "$MEM"
 check_smp "$SMP"
-"$PORTHOLE_ROOT/qemu-scripts/setup.sh" ${IO:+--io}
+[ -z "${DEMO:-}" ] || [ "$(mem_mib "$MEM")" -ge 1024 ] ||
+    die "--mem $MEM is too little for the demo, whose guest, disk and data want 1G" 2
+"$PORTHOLE_ROOT/qemu-scripts/setup.sh" ${IO:+--io} ${GUEST:+--guest}
 check_cpu "$CPU"
-for part in build initramfs batch io-host; do
+for part in build initramfs batch io-host guest-linux; do
     # shellcheck disable=SC1090
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done
@@ -94,7 +105,13 @@ if [ -n "$BUILD" ]; then
         [ -z "$BARE" ] || make_initramfs "$PORTHOLE_OUT/initramfs.cpio"
         build_io_host
     fi
+    if [ -n "$GUEST" ]; then
+        load_guest || die "the guest kernels are not in the cache; run qemu-scripts/setup.sh --guest"
+        build_guest_tools
+        make_guest_host "$PORTHOLE_OUT/initramfs-guest.cpio"
+    fi
 fi
+[ -z "$GUEST" ] || INITRD=${INITRD:-$PORTHOLE_OUT/initramfs-guest.cpio}
 if [ -n "$IO" ]; then
     load_io_state || die "the host of the I/O tests is not set up; run qemu-scripts/setup.sh --io"
     KERNEL_DIR=$IO_KERNEL_DIR

@@ -144,10 +144,30 @@ make_guest_initramfs() {
     cp "$BUSYBOX" "$root/bin/busybox"
     ln -s busybox "$root/bin/sh"
     cp "$GUEST_LINUX/initramfs/init" "$root/init"
-    cp "$GUEST_LINUX/initramfs/guestlib.sh" "$root/lib/"
+    cp "$GUEST_LINUX"/initramfs/{guestlib.sh,demo} "$root/lib/"
     cp "$PORTHOLE_OUT"/release/guest/* "$root/usr/bin/"
     chmod -R u+rwX,go+rX "$root"
     chmod +x "$root/init"
     pack "$root" "$output"
     rm -rf "$root"
+}
+
+# make_guest_host OUTPUT: the host's initramfs with what it wants for Linux guests: both kernels, their userland, an
+# empty ext4 disk, TUN and our tools. load_guest, build_guest_tools and make_initramfs come before.
+make_guest_host() {
+    local output=$1 work host
+    work=$(mktemp -d "$PORTHOLE_OUT/guest-host.XXXXXX")
+    host="$work/host"
+    mkdir -p "$host/lib/porthole" "$host/usr/bin"
+    cp "$GUEST_DIR/Image" "$GUEST_DIR/Image.stock" "$host/lib/porthole/"
+    cp "$PORTHOLE_OUT"/release/guest/* "$host/usr/bin/"
+    make_guest_initramfs "$host/lib/porthole/guest.cpio"
+    truncate -s 128M "$work/disk"
+    PATH="$PATH:/sbin:/usr/sbin" mke2fs -q -t ext4 -L porthole "$work/disk"
+    gzip -1 <"$work/disk" >"$host/lib/porthole/disk.gz"
+    xz -dc "$(find "$KERNEL_DIR" -name tun.ko.xz -print -quit)" >"$host/lib/porthole/tun.ko"
+    pack "$host" "$work/host.cpio"
+    cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$output.new"
+    mv "$output.new" "$output"
+    rm -rf "$work"
 }

@@ -44,11 +44,12 @@ tier_system() {
         . "$file"
     done
     case "$(system_tests | grep -E -- "${ST_ONLY:-.}")" in
-        *st_linux_guest*)
+        *st_linux_guest* | *st_demo*)
             check guest_tools_build build_guest_tools
             say "kernels for guests, if the cache has none: some minutes"
             check guest_kernels_build "$PORTHOLE_ROOT/qemu-scripts/setup.sh" --guest
             load_guest || true
+            check guest_host_builds make_guest_host "$PORTHOLE_OUT/initramfs-guest.cpio"
             ;;
     esac
     while IFS= read -r name; do

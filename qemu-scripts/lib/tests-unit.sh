@@ -90,7 +90,8 @@ unsafe_is_forbidden() {
 
 scripts_are_clean() {
     shellcheck -x -P . .ci/run qemu-scripts/*.sh qemu-scripts/lib/*.sh qemu-scripts/system-tests/*.sh
-    shellcheck -s dash -e SC1091 qemu-scripts/initramfs/{init,porthole-demo,guestlib.sh}
+    shellcheck -s dash -e SC1091 qemu-scripts/initramfs/{init,porthole-demo,guestlib.sh} \
+        guest/linux/initramfs/{init,guestlib.sh,demo}
 }
 
 driver_builds_without_warnings() {

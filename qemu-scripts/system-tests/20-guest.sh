@@ -66,7 +66,7 @@ porthole audit || exit 2
 same_as_boot'
 }
 
-st_demo_holds() { on_host --demo; }
+st_demo_holds() { PORTHOLE_DEMO_MIB=8 ST_SECONDS=500 on_host --demo; }
 
 st_vmm_killed_at_ten_random_points() {
     on_host --smp 4 --batch "$WITH_GUESTLIB"'
