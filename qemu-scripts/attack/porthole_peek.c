@@ -28,7 +28,7 @@ MODULE_PARM_DESC(ram_base, "physical address where RAM begins");
 
 /* hyp/abi/src/info.rs: PageOwner. */
 static const char *const owners[] = {
-	"none", "host", "hyp", "vm-memory", "vm-metadata", "window", "pinned",
+	"none", "host", "hyp", "vm-memory", "vm-metadata", "window", "pinned", "hw-table",
 };
 
 static int peek_word(phys_addr_t pa, u64 *word)

@@ -44,8 +44,13 @@ pub fn vcpu_run(vm: u64, vcpu: u64, value: u64) -> Result<Exit, Error> {
 
 /// Owner of the page at `pa`.
 pub fn owner(pa: u64) -> PageOwner {
+    owner_of_run(pa).0
+}
+
+/// Owner of the page at `pa`, and how many pages from it on have the same.
+pub fn owner_of_run(pa: u64) -> (PageOwner, u64) {
     let r = call(HostFunction::PageInfo, &[pa]).expect("PAGE_INFO takes any address");
-    PageOwner::from_number(r[1]).expect("a known owner")
+    (PageOwner::from_number(r[1]).expect("a known owner"), r[3])
 }
 
 /// A statistic.

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use porthole_abi::{Error, HostFunction, PAGE_SIZE, PageOwner};
 use porthole_runtime::mmu::{self, Attr, KERNEL_BASE};
 use porthole_runtime::probe::{self, El0, Fault};
-use porthole_runtime::{exception, gic, reg};
+use porthole_runtime::{exception, gic, reg, timer};
 
 use crate::harness::{self, Failure};
 use crate::hyp::{call, owner, owners};
@@ -42,6 +42,8 @@ const PENDBASER: u64 = GICR + 0x78;
 const VALID: u64 = 1 << 63;
 const PAGE_64K: u64 = 2 << 8;
 const BLOCK: u64 = 0x1_0000;
+/// Bytes of an entry of an ITT on QEMU, which holds entries nowhere else.
+const ITT_ENTRY: u64 = 12;
 
 fn read(at: u64) -> u64 {
     probe::read(at, 0).expect("a register of the ITS or a redistributor")
@@ -316,55 +318,69 @@ fn a62_commands_that_name_protected_pages_stall() -> Result<(), Failure> {
 
 static SLOT: AtomicU64 = AtomicU64::new(0);
 static GOOD: AtomicU64 = AtomicU64::new(0);
+static BAD: AtomicU64 = AtomicU64::new(0);
+/// How often the command has changed.
+static TURNS: AtomicU64 = AtomicU64::new(0);
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Puts a good ITT and one in the hypervisor into a command, in turn.
+/// Changes a command's ITT, a good one or one in the hypervisor, and its bits, 5 or more than there are, all the time.
 fn change_command() {
-    let (slot, good) = (SLOT.load(Ordering::Acquire), GOOD.load(Ordering::Acquire));
-    let bad = arena::hyp_page();
+    let [slot, good, bad] = [&SLOT, &GOOD, &BAD].map(|a| a.load(Ordering::Acquire));
     let mut turn = 0u64;
     while !STOP.load(Ordering::Acquire) {
         arena::poke(slot + 16, VALID | if turn & 1 == 0 { good } else { bad });
         arena::poke(slot + 8, if turn & 2 == 0 { 4 } else { 31 });
         turn += 1;
+        TURNS.store(turn, Ordering::Release);
     }
 }
 
 fn a62_commands_that_change_while_they_are_read() -> Result<(), Failure> {
     let mut its = Its::new();
     let good = block();
-    let hyp = owners();
     GOOD.store(good, Ordering::Release);
+    BAD.store(arena::hyp_page(), Ordering::Release);
+    let before = owners()[PageOwner::Hyp as usize];
+    let end = reg::counter() + timer::ticks(60_000_000);
     let (mut done, mut refused) = (0, 0);
-    for round in 0..100 {
-        its.put(mapd(round % 8, good, 4));
+    while done < 16 || refused < 16 {
+        its.put(mapd(1, good, 4));
         STOP.store(false, Ordering::Release);
         SLOT.store(its.queue + its.tail, Ordering::Release);
+        TURNS.store(0, Ordering::Release);
         harness::start(1, change_command);
         let next = (its.tail + 32) % PAGE_SIZE;
-        write(CWRITER, next);
-        for _ in 0..2 {
+        // Each write has it read once more, until it is good as a whole.
+        loop {
+            // It changes meanwhile: another CPU that is not let run (QEMU's lock is not fair) would prove nothing.
+            let turn = TURNS.load(Ordering::Acquire);
+            while TURNS.load(Ordering::Acquire) == turn && reg::counter() < end {
+                core::hint::spin_loop();
+            }
+            if reg::counter() >= end {
+                STOP.store(true, Ordering::Release);
+            }
+            check!(reg::counter() < end);
+            write(CWRITER, next | 1);
             if read(CREADR) == next {
                 break;
             }
-            write(CWRITER, next | 1);
+            refused += 1;
         }
+        done += 1;
         STOP.store(true, Ordering::Release);
         harness::wait(1);
-        if read(CREADR) == next {
-            done += 1;
-        } else {
-            refused += 1;
-            its.put([5, 0, 0, 0]);
-            write(CWRITER, next | 1);
-        }
         its.tail = next;
-        check!(owner(good) == PageOwner::Pinned || done == 0);
+        // The command that was checked is the one that the ITS got: it knows 32 events, and its entries are in the ITT.
+        check_eq!(owner(good), PageOwner::Pinned);
+        arena::poke(good + 30 * ITT_ENTRY, 0);
+        check!(its.command([1 << 32 | 10, 8192 << 32 | 30, 0, 0]));
+        check!(!its.command([1 << 32 | 10, 8192 << 32 | 32, 0, 0]));
+        check!(its.command([5, 0, 0, 0]));
+        check!(arena::peek(good + 30 * ITT_ENTRY) != 0);
     }
     porthole_runtime::println!("  {done} done, {refused} refused");
-    check!(done > 0);
-    let now = owners();
-    check_eq!(now[PageOwner::Hyp as usize], hyp[PageOwner::Hyp as usize]);
+    check_eq!(owners()[PageOwner::Hyp as usize], before);
     off();
     check_eq!(owner(good), PageOwner::Host);
     Ok(())

@@ -24,8 +24,7 @@ impl HostMemory<'_> {
     /// its mapping.
     ///
     /// # Errors
-    /// `TooLarge` above [`TABLE_PAGES_MAX`]; `NotRam`, `NotHostOwned`, `PageIsWindow`; `PagePinned` for a page with
-    /// 65,535 pins.
+    /// `TooLarge` above 4,096 pages; `NotRam`, `NotHostOwned`, `PageIsWindow`; `PagePinned` for a page with 65,535 pins.
     pub fn pin(&self, pages: &PhysPages) -> Result<(), Error> {
         bounded(pages)?;
         let mut inner = self.inner.lock();
@@ -52,8 +51,8 @@ impl HostMemory<'_> {
     /// nor a device of it reaches them.
     ///
     /// # Errors
-    /// `TooLarge` above [`TABLE_PAGES_MAX`]; `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`; `NoMemory` for
-    /// host tables.
+    /// `TooLarge` above 4,096 pages; `NotRam`, `NotHostOwned`, `PageIsWindow`, `PagePinned`; `NoMemory` for host
+    /// tables.
     pub fn take_table<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
