@@ -17,12 +17,21 @@ struct Device {
 
 enum Kind {
     Plain,
-    /// Features, and whether the window leads anywhere.
-    Virtio(u64, bool, Cell<u32>),
+    /// Features, where the window leads, and device_feature_select.
+    Virtio(u64, Window, Cell<u32>),
     Bridge {
         behind: Vec<Device>,
         takes_numbers: bool,
     },
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Window {
+    Open,
+    /// device_feature_select keeps its value.
+    Stuck,
+    /// Its data is a register that leads nowhere.
+    Dead,
 }
 
 fn device(devfn: u8, ids: u32, kind: Kind) -> Device {
@@ -41,7 +50,7 @@ fn virtio(devfn: u8, features: u64) -> Device {
     device(
         devfn,
         0x1042_1af4,
-        Kind::Virtio(features, true, Cell::new(7)),
+        Kind::Virtio(features, Window::Open, Cell::new(7)),
     )
     .with(0x04, 0x0010_0000)
     .with(0x34, 0x40)
@@ -76,13 +85,15 @@ impl Device {
 
     /// What the window shows: select and features of the common configuration.
     fn window(&self, write: Option<u32>) -> Option<u32> {
-        let Kind::Virtio(features, true, select) = &self.kind else {
+        let Kind::Virtio(features, window, select) = &self.kind else {
             return None;
         };
-        if self.get(WINDOW + 12) != 4 || self.get(WINDOW + 4) & 0xff != 4 {
+        if *window == Window::Dead || self.get(WINDOW + 12) != 4 || self.get(WINDOW + 4) & 0xff != 4
+        {
             return None;
         }
         match (self.get(WINDOW + 8), write) {
+            (0x1000, Some(_)) if *window == Window::Stuck => {}
             (0x1000, Some(value)) => select.set(value),
             (0x1000, None) => return Some(select.get()),
             (0x1004, None) => return Some((features >> (32 * select.get())) as u32),
@@ -270,13 +281,15 @@ fn a63_malformed_capabilities_count_as_outside() {
 
 #[test]
 fn a63_a_window_that_leads_nowhere_counts_as_outside() {
-    let echo = |features| {
+    let through = |features, window| {
         let mut device = virtio(8, 0);
-        device.kind = Kind::Virtio(features, false, Cell::new(0));
-        device
+        device.kind = Kind::Virtio(features, window, Cell::new(0));
+        reasons(vec![device])
     };
     // What it was told last.
-    assert_eq!(reasons(vec![echo(PLATFORM)]), [Reason::Bypass]);
+    assert_eq!(through(PLATFORM, Window::Dead), [Reason::Bypass]);
+    // Bits 0 and 1 are others.
+    assert_eq!(through(3, Window::Stuck), [Reason::Unreadable]);
     // Neither version 1 nor all ones is an answer.
     for features in [2 << 32, u64::MAX] {
         assert_eq!(reasons(vec![virtio(8, features)]), [Reason::Unreadable]);
