@@ -29,7 +29,8 @@ The first serial port is the host's console; the hypervisor's own log goes to a 
                     the disks stay in DIR (without it they go with the run)
   --no-smmu         a machine without an IOMMU; Porthole then creates protected guests only when its command line has
                     porthole.allow_unsafe_dma
-  --qemu ARGUMENT   one more argument for QEMU; may be given again
+  --qemu ARGUMENT   one more argument for QEMU; may be given again. Virtio devices need iommu_platform=on,disable-legacy=on,
+                    or their DMA goes past the SMMU and Porthole refuses protected guests
   --gdb             wait for a debugger on port 1234
   --trace[=FLAGS]   QEMU's trace (-d FLAGS, default int,guest_errors) into target/porthole/trace.log
   --timeout S       end a batch run after S seconds with status 124 (default 600)
