@@ -7,10 +7,13 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-usage: qemu-scripts/bench.sh [guest | block | boot | io] [--no-build]
+usage: qemu-scripts/bench.sh [guest | block | guest-io | boot | io] [--no-build]
 
   guest   what operations of a bare-metal guest with 2 vCPUs cost (the default); target/bench/latest.json
   block   what reads of a disk cost a bare-metal guest, with all that host and VMM do; target/bench/block.json
+  guest-io
+          what a Linux guest with a window for each device takes for disk and network, against the same guest
+          unprotected, by whose instructions they are; target/bench/guest-io.json
   boot    host instructions from kernel entry to the first process, against the same kernel bare at EL1;
           target/bench/boot.json
   io      instructions of the host's disks and network, against the same kernel bare at EL1, and what the SMMU adds
@@ -23,7 +26,7 @@ EOF
 WHAT=guest BUILD=yes
 while [ "$#" -gt 0 ]; do
     case "$1" in
-        guest | block | boot | io) WHAT=$1 ;;
+        guest | block | guest-io | boot | io) WHAT=$1 ;;
         --no-build) BUILD='' ;;
         -h | --help) usage; exit 0 ;;
         *) die "unknown argument '$1'; see --help" 2 ;;
@@ -31,10 +34,11 @@ while [ "$#" -gt 0 ]; do
     shift
 done
 
-IO=''
-[ "$WHAT" != io ] || IO=--io
-"$PORTHOLE_ROOT/qemu-scripts/setup.sh" $IO
-for part in build machine initramfs io-host batch bench-guest bench-boot bench-host-io; do
+NEEDS=''
+[ "$WHAT" != io ] || NEEDS=--io
+[ "$WHAT" != guest-io ] || NEEDS=--guest
+"$PORTHOLE_ROOT/qemu-scripts/setup.sh" $NEEDS
+for part in build machine initramfs io-host guest-linux batch bench-guest bench-boot bench-host-io bench-guest-io; do
     # shellcheck disable=SC1090
     . "$PORTHOLE_ROOT/qemu-scripts/lib/$part.sh"
 done
@@ -45,5 +49,5 @@ BENCH_COUNT=(-icount "shift=0,sleep=off")
 BENCH_OUT="$PORTHOLE_TARGET/bench"
 mkdir -p "$BENCH_OUT" "$PORTHOLE_OUT"
 RUN_DIR=$(mktemp -d "$PORTHOLE_OUT/run.XXXXXX")
-"bench_$WHAT"
+"bench_${WHAT//-/_}"
 rm -rf "$RUN_DIR"

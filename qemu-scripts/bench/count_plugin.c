@@ -2,7 +2,8 @@
 /*
  * QEMU plugin of the boot and I/O benchmarks: counts executed instructions of all CPUs, at every exception level, and
  * prints the count when one address runs for the first time, and then another: the kernel's entry, the first process.
- * It prints it again whenever a third address runs, which only a program made for it has.
+ * It prints it again whenever a third address runs, which only a program made for it has, with the shares of guest
+ * kernel, host kernel and programs if asked to (`shares=1`).
  * Time spent idle is not counted, which is why the clock of -icount does not serve here.
  *
  * The declarations are those of QEMU's plugin interface, version 2 (docs/devel/tcg-plugins.rst): Debian ships the
@@ -45,11 +46,38 @@ static void count_low_block(unsigned int cpu, void *instructions)
 	count_low += (uintptr_t)instructions;
 }
 
+/*
+ * Whose instructions these are tells their address, for our guests and host: a guest's kernel has addresses of 39 bits
+ * (guest/linux/porthole.config), the host's of 48. What is left are programs, the VMM above all, and EL2, which is taken
+ * out where counts are printed.
+ */
+enum { GUEST_KERNEL, HOST_KERNEL, PROGRAMS, SHARES };
+static uint64_t shares[SHARES];
+static int with_shares;
+
+static int share_of(uint64_t address)
+{
+	if (address >= 0xffffff8000000000)
+		return GUEST_KERNEL;
+	return address >= 0xffff000000000000 ? HOST_KERNEL : PROGRAMS;
+}
+
+static void count_share_0(unsigned int cpu, void *n) { (void)cpu; shares[0] += (uintptr_t)n; }
+static void count_share_1(unsigned int cpu, void *n) { (void)cpu; shares[1] += (uintptr_t)n; }
+static void count_share_2(unsigned int cpu, void *n) { (void)cpu; shares[2] += (uintptr_t)n; }
+static void (*const count_share[SHARES])(unsigned int, void *) = {
+	count_share_0, count_share_1, count_share_2,
+};
+
 static void print_counts(const char *name)
 {
-	char line[96];
+	char line[256];
+	int n = snprintf(line, sizeof(line), "%s %" PRIu64 " %" PRIu64, name, count, count_low);
 
-	snprintf(line, sizeof(line), "%s %" PRIu64 " %" PRIu64 "\n", name, count, count_low);
+	if (with_shares)
+		n += snprintf(line + n, sizeof(line) - (size_t)n, " %" PRIu64 " %" PRIu64 " %" PRIu64,
+			      shares[GUEST_KERNEL], shares[HOST_KERNEL], shares[PROGRAMS] - count_low);
+	snprintf(line + n, sizeof(line) - (size_t)n, "\n");
 	qemu_plugin_outs(line);
 }
 
@@ -80,6 +108,9 @@ static void translated(plugin_id id, struct qemu_plugin_tb *tb)
 	if (mark_again && qemu_plugin_tb_vaddr(tb) == mark_again)
 		qemu_plugin_register_vcpu_tb_exec_cb(tb, count_again, 0, NULL);
 	qemu_plugin_register_vcpu_tb_exec_cb(tb, count_block, 0, (void *)qemu_plugin_tb_n_insns(tb));
+	if (with_shares)
+		qemu_plugin_register_vcpu_tb_exec_cb(tb, count_share[share_of(qemu_plugin_tb_vaddr(tb))], 0,
+						     (void *)qemu_plugin_tb_n_insns(tb));
 	if (qemu_plugin_tb_vaddr(tb) >= low_start && qemu_plugin_tb_vaddr(tb) < marks[0])
 		qemu_plugin_register_vcpu_tb_exec_cb(tb, count_low_block, 0, (void *)qemu_plugin_tb_n_insns(tb));
 }
@@ -96,6 +127,8 @@ __attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, con
 			marks[1] = strtoull(argv[i] + 5, NULL, 0);
 		else if (!strncmp(argv[i], "mark=", 5))
 			mark_again = strtoull(argv[i] + 5, NULL, 0);
+		else if (!strcmp(argv[i], "shares=1"))
+			with_shares = 1;
 	}
 	if (!marks[0] || (!marks[1] && !mark_again)) {
 		fprintf(stderr, "count_plugin: wants kernel=ADDRESS and init=ADDRESS or mark=ADDRESS\n");
