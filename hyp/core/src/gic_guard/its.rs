@@ -1,16 +1,18 @@
 //! The control frame of an ITS (Arm IHI 0069, 12.18), emulated over the real one. Device and collection tables leave
-//! the host, since the ITS believes them; command queue and ITTs are pinned. The host's commands are copied out of its
-//! queue one by one, checked, and issued through a queue of EL2's own.
+//! the host, since the ITS believes them; the host's command queue is pinned, the ITS gets one of EL2's own.
+//! What the host's commands do is in `commands`.
+
+mod commands;
 
 use arrayvec::ArrayVec;
 use porthole_abi::{Error, PAGE_SIZE};
 
-use super::command::{Command, Words};
-use super::queue::{Failure, Queue};
+use super::queue::Queue;
 use super::redistributor::{Redistributor, unpin};
-use super::{Context, is_told, pages_of};
+use super::{is_told, pages_of};
 use crate::addr::{PhysAddr, PhysPages};
 use crate::hw::Machine;
+use crate::memory::HostMemory;
 
 const CTLR: u64 = 0x00;
 const IIDR: u64 = 0x04;
@@ -47,13 +49,8 @@ const OFFSET: u64 = 0xf_ffe0;
 const RETRY: u64 = 1;
 const STALLED: u64 = 1;
 
-const COMMAND_BYTES: u64 = 32;
-/// Commands that one access of the host has done, at most; the next access goes on.
-const BATCH: usize = 128;
 /// Most devices of an ITS: their list fills a page.
 const DEVICES_MAX: usize = 255;
-/// Most pages of an ITT.
-const ITT_PAGES_MAX: u64 = 512;
 
 /// Whether the register at this offset has 64 bits.
 pub(super) fn is_wide(offset: u64) -> bool {
@@ -114,6 +111,14 @@ struct HostQueue {
     stalled: bool,
 }
 
+/// What the hardware, `memory` and the redistributors are to an ITS.
+pub(super) struct Site<'a, M> {
+    pub machine: &'a M,
+    pub memory: &'a HostMemory<'static>,
+    pub id_bits: u8,
+    pub redistributors: &'a [Redistributor],
+}
+
 /// An ITS.
 pub(super) struct Its<M: Machine> {
     queue: Queue,
@@ -126,16 +131,15 @@ pub(super) struct Its<M: Machine> {
 
 impl<M: Machine> Its<M> {
     /// Takes an ITS over: off, without tables.
-    pub fn new(
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        base: PhysAddr,
-    ) -> Result<Self, Error> {
-        let machine = context.machine;
+    pub fn new(site: &Site<'_, M>, base: PhysAddr) -> Result<Self, Error> {
+        let machine = site.machine;
         let page = queue_page(machine).ok_or(Error::NoMemory)?;
         let list = machine.alloc_page().ok_or(Error::NoMemory)?;
         let typer = machine.read64(PhysAddr::new(base.raw() + TYPER));
-        let target = redistributors.first().map(|r| r.target(by_address(typer)));
+        let target = site
+            .redistributors
+            .first()
+            .map(|r| r.target(by_address(typer)));
         let queue = Queue::new(machine, base, page, target.unwrap_or(0));
         for register in (BASER..BASER_END).step_by(8).map(|offset| queue.at(offset)) {
             let value = machine.read64(register);
@@ -151,13 +155,8 @@ impl<M: Machine> Its<M> {
         })
     }
 
-    pub fn read(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        register: u64,
-    ) -> u64 {
-        let machine = context.machine;
+    pub fn read(&mut self, site: &Site<'_, M>, register: u64) -> u64 {
+        let machine = site.machine;
         let at = self.queue.at(register);
         match register {
             CTLR | IIDR | ID.. => machine.read32(at).into(),
@@ -165,7 +164,7 @@ impl<M: Machine> Its<M> {
             CBASER => self.host.base,
             CWRITER => self.host.writer,
             CREADR => {
-                self.process(context, redistributors);
+                self.process(site);
                 self.host.reader | if self.host.stalled { STALLED } else { 0 }
             }
             BASER..BASER_END => {
@@ -176,40 +175,29 @@ impl<M: Machine> Its<M> {
         }
     }
 
-    pub fn write(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        register: u64,
-        value: u64,
-    ) {
+    pub fn write(&mut self, site: &Site<'_, M>, register: u64, value: u64) {
         match register {
-            CTLR => self.set_control(context, redistributors, value),
-            CBASER if self.queue.is_idle(context.machine) => self.set_queue(context, value),
+            CTLR => self.set_control(site, value),
+            CBASER if self.queue.is_idle(site.machine) => self.set_queue(site, value),
             CWRITER => {
                 self.host.writer = value & OFFSET;
                 self.host.stalled &= value & RETRY == 0;
-                self.process(context, redistributors);
+                self.process(site);
             }
-            BASER..BASER_END if self.queue.is_idle(context.machine) => {
+            BASER..BASER_END if self.queue.is_idle(site.machine) => {
                 let index = (register - BASER) as usize / 8;
-                self.set_table(context, redistributors, index, value);
+                self.set_table(site, index, value);
             }
             _ => {}
         }
     }
 
-    fn set_control(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        value: u64,
-    ) {
-        let machine = context.machine;
+    fn set_control(&mut self, site: &Site<'_, M>, value: u64) {
+        let machine = site.machine;
         match (value & ENABLED != 0, self.queue.is_enabled(machine)) {
             (true, false) if !self.queue.is_dead() => {
                 self.queue.enable(machine);
-                self.process(context, redistributors);
+                self.process(site);
             }
             (false, true) => self.queue.stop(machine),
             _ => {}
@@ -217,15 +205,15 @@ impl<M: Machine> Its<M> {
     }
 
     /// GITS_CBASER: the pages are pinned, the ITS itself never hears of them.
-    fn set_queue(&mut self, context: &Context<'_, M>, value: u64) {
+    fn set_queue(&mut self, site: &Site<'_, M>, value: u64) {
         if let Some(pages) = self.host.pages.take() {
-            unpin(context, &pages);
+            unpin(site.memory, &pages);
         }
         let mut base = value & CBASER_FIELDS;
         if base & VALID != 0 {
             let start = PhysAddr::new(base & QUEUE_ADDRESS);
             let pages = PhysPages::new(start, (base & 0xff) + 1);
-            match pages.and_then(|pages| context.memory.pin(&pages).map(|()| pages)) {
+            match pages.and_then(|pages| site.memory.pin(&pages).map(|()| pages)) {
                 Ok(pages) => self.host.pages = Some(pages),
                 Err(error) => {
                     if is_told(&mut self.refused) {
@@ -244,14 +232,8 @@ impl<M: Machine> Its<M> {
     }
 
     /// GITS_BASER of an ITS that is idle. A table that cannot be had leaves the register without Valid.
-    fn set_table(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        index: usize,
-        value: u64,
-    ) {
-        let machine = context.machine;
+    fn set_table(&mut self, site: &Site<'_, M>, index: usize, value: u64) {
+        let machine = site.machine;
         let register = self.queue.at(BASER + 8 * index as u64);
         let old = machine.read64(register);
         let Some(kind) = Kind::of(old) else {
@@ -263,7 +245,7 @@ impl<M: Machine> Its<M> {
             machine.write64(register, value);
             return;
         }
-        if !self.drop_table(context, redistributors, index) {
+        if !self.drop_table(site, index) {
             return;
         }
         machine.write64(register, value & !VALID);
@@ -277,7 +259,7 @@ impl<M: Machine> Its<M> {
             // What these bits do is the hardware's choice (12.19.1), and QEMU's ITS adds them to the address.
             value &= !(3 << 12);
         }
-        let table = match take_table(context, kind, value) {
+        let table = match take_table(site, kind, value) {
             Ok(table) => table,
             Err(error) => {
                 if is_told(&mut self.refused) {
@@ -292,24 +274,18 @@ impl<M: Machine> Its<M> {
         self.tables[index] = Some(Table { live, ..table });
         if !live {
             machine.write64(register, value & !VALID);
-            self.drop_table(context, redistributors, index);
+            self.drop_table(site, index);
         }
     }
 
     /// Ends the use of a table and gives its pages back; whether there is none any more.
-    fn drop_table(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        index: usize,
-    ) -> bool {
-        let machine = context.machine;
+    fn drop_table(&mut self, site: &Site<'_, M>, index: usize) -> bool {
+        let machine = site.machine;
         let Some(table) = self.tables[index] else {
             return true;
         };
         if table.live {
-            if table.kind == Kind::Devices && self.forget_devices(context, redistributors).is_err()
-            {
+            if table.kind == Kind::Devices && self.forget_devices(site).is_err() {
                 return false;
             }
             let register = self.queue.at(BASER + 8 * index as u64);
@@ -321,228 +297,16 @@ impl<M: Machine> Its<M> {
             });
         }
         // Without memory for the host's tables the pages stay taken until the register is written again.
-        let given = context.memory.give_table(machine, table.pages);
+        let given = site.memory.give_table(machine, table.pages);
         if given.is_ok() {
             self.tables[index] = None;
         }
         given.is_ok()
     }
 
-    /// Unmaps every device, by command, so that the ITS forgets what it has cached of their ITTs. It is idle before
-    /// and after.
-    fn forget_devices(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-    ) -> Result<(), Failure> {
-        if self.devices.is_empty() {
-            return Ok(());
-        }
-        self.queue.enable(context.machine);
-        while let Some(device) = self.devices.last().copied() {
-            self.unmap_device(context, redistributors, device.id)?;
-        }
-        self.queue.disable(context.machine)
-    }
-
-    /// Has the host's next commands done, up to the first that is refused.
-    fn process(&mut self, context: &Context<'_, M>, redistributors: &[Redistributor]) {
-        let Some(pages) = self.host.pages else {
-            return;
-        };
-        if self.host.writer >= pages.bytes() || !self.queue.is_enabled(context.machine) {
-            return;
-        }
-        for _ in 0..BATCH {
-            if self.host.stalled || self.host.reader == self.host.writer {
-                return;
-            }
-            let at = PhysAddr::new(pages.start().raw() + self.host.reader);
-            let result = copy(context, at).and_then(|words| {
-                let command = Command::decode(&words).ok_or(Error::InvalidParameter)?;
-                self.execute(context, redistributors, command)
-            });
-            match result {
-                Ok(()) => self.host.reader = (self.host.reader + COMMAND_BYTES) % pages.bytes(),
-                Err(failure) => {
-                    self.host.stalled = true;
-                    if is_told(&mut self.refused) {
-                        log::warn!("an ITS command at {at} is refused: {failure:?}");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Checks a command and has it done, or refuses it with nothing changed.
-    fn execute(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        command: Command,
-    ) -> Result<(), Failure> {
-        let by_address = by_address(self.typer);
-        let is_sound = match command {
-            Command::Mapd { device, itt: None } => {
-                return self.unmap_device(context, redistributors, device);
-            }
-            Command::Mapd {
-                device,
-                itt: Some((itt, bits)),
-            } => {
-                let device = Device {
-                    id: device,
-                    bits,
-                    itt,
-                };
-                return self.map_device(context, redistributors, device);
-            }
-            Command::Event { device, event, .. } => self.has_event(device, event),
-            Command::Movi {
-                device,
-                event,
-                collection,
-            } => self.has_event(device, event) && self.has_collection(collection),
-            Command::Mapti {
-                device,
-                event,
-                intid,
-                collection,
-            } => {
-                self.has_event(device, event)
-                    && self.has_collection(collection)
-                    && (8192..2 << context.id_bits).contains(&u64::from(intid))
-            }
-            Command::Mapc { collection, target } => {
-                let exists = |target| is_target(redistributors, by_address, target);
-                self.has_collection(collection) && target.is_none_or(exists)
-            }
-            Command::Invall { collection } => self.has_collection(collection),
-            Command::Movall { from, to } => [from, to].into_iter().all(|target| {
-                let mut all = redistributors.iter();
-                all.any(|r| r.target(by_address) == target && r.property_table().is_some())
-            }),
-            Command::Sync { target } => is_target(redistributors, by_address, target),
-        };
-        if !is_sound {
-            return Err(Error::InvalidParameter.into());
-        }
-        self.queue.issue(context.machine, command)
-    }
-
     fn live_table(&self, kind: Kind) -> Option<&Table> {
         let mut tables = self.tables.iter().flatten();
         tables.find(|table| table.live && table.kind == kind)
-    }
-
-    fn has_event(&self, device: u32, event: u32) -> bool {
-        let mut devices = self.devices.iter();
-        devices.any(|d| d.id == device && u64::from(event) < 2 << d.bits)
-    }
-
-    fn has_collection(&self, collection: u16) -> bool {
-        let in_memory = self.live_table(Kind::Collections).map_or(0, |t| t.entries);
-        let in_hardware = self.typer >> 24 & 0xff;
-        // GITS_TYPER.CCT: the two add up. Else memory alone counts, where there is a table.
-        let count = match (self.typer >> 2 & 1, in_memory) {
-            (1, _) => in_memory + in_hardware,
-            (_, 0) => in_hardware,
-            _ => in_memory,
-        };
-        // GITS_TYPER.CIL: CIDbits counts.
-        let bits = if self.typer >> 36 & 1 != 0 {
-            (self.typer >> 32 & 0xf) + 1
-        } else {
-            16
-        };
-        u64::from(collection) < count.min(1 << bits)
-    }
-
-    fn itt_pages(&self, device: &Device) -> Result<PhysPages, Error> {
-        let entry = (self.typer >> 4 & 0xf) + 1;
-        let pages = pages_of(device.itt.raw(), entry << (device.bits + 1))?;
-        if pages.count() > ITT_PAGES_MAX {
-            return Err(Error::TooLarge);
-        }
-        Ok(pages)
-    }
-
-    /// MAPD with Valid: the ITT's pages are pinned as long as the device is mapped to it.
-    fn map_device(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        device: Device,
-    ) -> Result<(), Failure> {
-        let ids = 2u64 << (self.typer >> 13 & 0x1f);
-        let entries = self.live_table(Kind::Devices).map_or(0, |t| t.entries);
-        if u64::from(device.id) >= ids.min(entries) || device.bits > (self.typer >> 8 & 0x1f) as u8
-        {
-            return Err(Error::InvalidParameter.into());
-        }
-        let slot = self.devices.iter().position(|d| d.id == device.id);
-        if slot.is_none() && self.devices.is_full() {
-            return Err(Error::NoSlot.into());
-        }
-        let pages = self.itt_pages(&device)?;
-        context.memory.pin(&pages)?;
-        let itt = Some((device.itt, device.bits));
-        let command = Command::Mapd {
-            device: device.id,
-            itt,
-        };
-        match self.queue.issue(context.machine, command) {
-            Ok(()) => {}
-            Err(Failure::Refused(error)) => {
-                unpin(context, &pages);
-                return Err(error.into());
-            }
-            Err(Failure::Dead) => return Err(Failure::Dead),
-        }
-        match slot.and_then(|slot| self.devices.get_mut(slot)) {
-            None => self.devices.push(device),
-            Some(known) => {
-                let old = core::mem::replace(known, device);
-                let pages = self.itt_pages(&old)?;
-                self.sync(context, redistributors)?;
-                unpin(context, &pages);
-            }
-        }
-        Ok(())
-    }
-
-    /// MAPD without Valid. A device that is not mapped stays so.
-    fn unmap_device(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-        device: u32,
-    ) -> Result<(), Failure> {
-        let Some(slot) = self.devices.iter().position(|d| d.id == device) else {
-            return Ok(());
-        };
-        let pages = self.itt_pages(&self.devices[slot])?;
-        let command = Command::Mapd { device, itt: None };
-        self.queue.issue(context.machine, command)?;
-        self.sync(context, redistributors)?;
-        unpin(context, &pages);
-        self.devices.swap_remove(slot);
-        Ok(())
-    }
-
-    /// Waits until every redistributor has seen the effects of what was issued: no earlier ITT is used any more.
-    fn sync(
-        &mut self,
-        context: &Context<'_, M>,
-        redistributors: &[Redistributor],
-    ) -> Result<(), Failure> {
-        let by_address = by_address(self.typer);
-        for redistributor in redistributors {
-            let target = redistributor.target(by_address);
-            self.queue
-                .issue(context.machine, Command::Sync { target })?;
-        }
-        Ok(())
     }
 }
 
@@ -568,32 +332,8 @@ fn queue_page<M: Machine>(machine: &M) -> Option<PhysAddr> {
     found
 }
 
-/// Whether RDbase names a redistributor.
-fn is_target(redistributors: &[Redistributor], by_address: bool, target: u64) -> bool {
-    redistributors
-        .iter()
-        .any(|r| r.target(by_address) == target)
-}
-
-/// Copies a command out of the host's queue, once.
-fn copy<M: Machine>(context: &Context<'_, M>, at: PhysAddr) -> Result<Words, Failure> {
-    let mut bytes = [0; COMMAND_BYTES as usize];
-    context
-        .memory
-        .copy_from_host(context.machine, at, &mut bytes)?;
-    let mut words = Words::default();
-    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-        *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
-    }
-    Ok(words)
-}
-
 /// Takes the pages of the table that this value of GITS_BASER describes.
-fn take_table<M: Machine>(
-    context: &Context<'_, M>,
-    kind: Kind,
-    value: u64,
-) -> Result<Table, Error> {
+fn take_table<M: Machine>(site: &Site<'_, M>, kind: Kind, value: u64) -> Result<Table, Error> {
     let (page_bytes, start) = match value & BASER_PAGE_SIZE {
         0 => (0x1000, value & 0x0000_ffff_ffff_f000),
         PAGE_SIZE_16K => (0x4000, value & 0x0000_ffff_ffff_c000),
@@ -605,7 +345,7 @@ fn take_table<M: Machine>(
     };
     let bytes = ((value & 0xff) + 1) * page_bytes;
     let pages = pages_of(start, bytes)?;
-    context.memory.take_table(context.machine, pages)?;
+    site.memory.take_table(site.machine, pages)?;
     Ok(Table {
         kind,
         pages,

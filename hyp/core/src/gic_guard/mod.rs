@@ -17,7 +17,7 @@ use crate::addr::{PhysAddr, PhysPages};
 use crate::hw::Machine;
 use crate::lock::Mutex;
 use crate::memory::HostMemory;
-use its::Its;
+use its::{Its, Site};
 use redistributor::Redistributor;
 
 /// Most redistributors.
@@ -61,11 +61,22 @@ pub(crate) struct FrameAccess {
     offset: u64,
 }
 
-/// What `memory` and the hardware are to the parts of the guard.
+/// What `memory` and the hardware are to a redistributor.
 struct Context<'a, M> {
     machine: &'a M,
     memory: &'a HostMemory<'static>,
     id_bits: u8,
+}
+
+impl<'a, M> Context<'a, M> {
+    fn site(&self, redistributors: &'a [Redistributor]) -> Site<'a, M> {
+        Site {
+            machine: self.machine,
+            memory: self.memory,
+            id_bits: self.id_bits,
+            redistributors,
+        }
+    }
 }
 
 /// All redistributors.
@@ -150,7 +161,7 @@ impl<M: Machine> GicGuard<M> {
         }
         let mut its: M::Boxed<ArrayVec<Its<M>, ITS_MAX>> = machine.place(page()?, ArrayVec::new());
         for base in config.its {
-            its.push(Its::new(&context, &redistributors, *base)?);
+            its.push(Its::new(&context.site(&redistributors), *base)?);
         }
         Ok(Self {
             frames,
@@ -231,7 +242,7 @@ impl<M: Machine> Inner<M> {
                 .map_or(0, |r| r.read(context, register)),
             Kind::Its(index) => its
                 .get_mut(usize::from(index))
-                .map_or(0, |its| its.read(context, redistributors, register)),
+                .map_or(0, |its| its.read(&context.site(redistributors), register)),
             Kind::Nothing => 0,
         }
     }
@@ -252,7 +263,7 @@ impl<M: Machine> Inner<M> {
             }
             Kind::Its(index) => {
                 if let Some(its) = its.get_mut(usize::from(index)) {
-                    its.write(context, redistributors, register, value);
+                    its.write(&context.site(redistributors), register, value);
                 }
             }
             Kind::Nothing => {}

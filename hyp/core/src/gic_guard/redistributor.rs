@@ -7,6 +7,7 @@ use porthole_abi::Error;
 use super::{Context, is_told, pages_of};
 use crate::addr::{PhysAddr, PhysPages};
 use crate::hw::Machine;
+use crate::memory::HostMemory;
 
 const CTLR: u64 = 0x00;
 const IIDR: u64 = 0x04;
@@ -210,7 +211,7 @@ impl Redistributor {
         let pending = pages_of(pending & PENDING_ADDRESS, intids / 8)?;
         context.memory.pin(&property.pages)?;
         if let Err(error) = context.memory.pin(&pending) {
-            unpin(context, &property.pages);
+            unpin(context.memory, &property.pages);
             return Err(error);
         }
         self.tables = Some(Tables { property, pending });
@@ -222,15 +223,15 @@ impl Redistributor {
         if let Some(tables) = self.tables
             && self.control(context) & (ENABLE_LPIS | WRITE_PENDING) == 0
         {
-            unpin(context, &tables.property.pages);
-            unpin(context, &tables.pending);
+            unpin(context.memory, &tables.property.pages);
+            unpin(context.memory, &tables.pending);
             self.tables = None;
         }
     }
 }
 
 /// Ends a pin of ours.
-pub(super) fn unpin<M: Machine>(context: &Context<'_, M>, pages: &PhysPages) {
-    let done = context.memory.unpin(pages);
+pub(super) fn unpin(memory: &HostMemory<'static>, pages: &PhysPages) {
+    let done = memory.unpin(pages);
     debug_assert!(done.is_ok(), "only what was pinned is unpinned");
 }
