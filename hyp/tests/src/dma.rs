@@ -32,12 +32,13 @@ const IPA: u64 = RAM + 0x20_0000;
 const SECRET: u64 = 0x5ec2_e75e_c2e7;
 const POISON: u64 = 0xbad0_bad0_bad0;
 
-fn faults() -> u64 {
+/// Accesses refused since boot.
+pub fn faults() -> u64 {
     stat(StatKind::DmaFaults, 0)
 }
 
 /// The device can neither read nor change the page; both attempts are counted.
-fn out_of_reach(edu: &Edu, pa: u64) -> Result<(), Failure> {
+pub fn out_of_reach(edu: &Edu, pa: u64) -> Result<(), Failure> {
     let before = faults();
     edu.store(pa, POISON);
     check!(faults() > before);

@@ -28,8 +28,8 @@ pub const NOTHING: [u64; 2] = [0xeded_eded_eded_eded, 0];
 /// The device.
 pub struct Edu {
     registers: Registers,
-    /// A page of the host's, for what goes in and out.
-    page: u64,
+    /// The page through which words go in and out; a device that is confined needs one of its region.
+    pub page: u64,
     /// Its PCI function.
     pub function: FunctionId,
 }

@@ -108,8 +108,13 @@ pub fn audit() -> Audit {
     }
 }
 
-/// Tears down every VM that a failed test left and takes all their pages back.
+/// Tears down every VM that a failed test left and takes all their pages back, and those of confined functions.
 pub fn clean_up() {
+    for slot in 0..porthole_abi::DMA_CONFINED_MAX as u64 {
+        if let Ok(info) = call(HostFunction::DmaInfo, &[slot]) {
+            let _ = call(HostFunction::DmaRelease, &[info[2]]);
+        }
+    }
     for slot in 0..porthole_abi::VMS_MAX as u64 {
         let Ok(info) = call(HostFunction::VmInfo, &[slot]) else {
             continue;

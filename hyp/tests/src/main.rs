@@ -6,6 +6,7 @@
 
 mod arena;
 mod calls;
+mod confine;
 mod dma;
 mod edu;
 mod guests;
@@ -47,6 +48,7 @@ fn main(_dtb: u64) -> ! {
         interrupts::TESTS,
         its::TESTS,
         dma::TESTS,
+        confine::TESTS,
     ])
 }
 
