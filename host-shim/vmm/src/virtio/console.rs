@@ -21,6 +21,8 @@ const TRANSMIT: u16 = 1;
 const QUEUE_SIZES: [u16; 2] = [64, 64];
 /// Bytes copied at once.
 const PIECE: usize = 4096;
+/// Buffers and pieces of buffers before whoever wants the thread to end gets its turn.
+const TURN: u16 = 256;
 /// Bytes of input that wait for the guest.
 const INPUT_MAX: usize = 64 << 10;
 
@@ -222,9 +224,14 @@ impl Port {
             return Ok(());
         };
         let mut used = false;
-        loop {
+        let mut turn = 0..TURN;
+        'work: loop {
             queue.disable_notification()?;
             while !input.is_empty() {
+                if turn.next().is_none() {
+                    queue.again();
+                    break 'work;
+                }
                 let Some(chain) = queue.pop()? else { break };
                 let mut written = 0;
                 let mut piece = [0; PIECE];
@@ -257,6 +264,7 @@ impl Port {
         };
         let mut output = lock(&output);
         let mut used = false;
+        let mut turn = 0..TURN;
         'work: loop {
             queue.disable_notification()?;
             loop {
@@ -265,7 +273,15 @@ impl Port {
                     None => queue.pop()?.map(|chain| (chain, 0)),
                 };
                 let Some((chain, mut done)) = next else { break };
-                while done < chain.readable_len() {
+                loop {
+                    if turn.next().is_none() {
+                        sending = Some((chain, done));
+                        queue.again();
+                        break 'work;
+                    }
+                    if done >= chain.readable_len() {
+                        break;
+                    }
                     let mut piece = [0; PIECE];
                     let count = chain
                         .read(queue.memory(), done, &mut piece)
@@ -329,7 +345,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
-    use crate::virtio::queue::tests::{device_queue, memories, shared};
+    use crate::virtio::queue::tests::{Driver, device_queue, memories, shared};
     use crate::virtio::window::tests::BASE;
 
     const RX_RINGS: u64 = BASE;
@@ -380,6 +396,55 @@ mod tests {
         let mut handlers = console.start(0, queues, &shared).unwrap();
         assert_eq!(handlers.len(), 1);
         test(&driver, &rx, &tx, &mut *handlers[0]);
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_sending_keeps_no_thread() {
+        let (memory, window) = memories();
+        let driver = Driver::new(&memory, BASE, 16);
+        let queue = driver.device(TRANSMIT, window, shared());
+        let output = Output::Stream(Box::new(io::sink()));
+        let mut console = Console::new(Arc::new(Input::new().unwrap()), output);
+        let mut ports = console.start(0, vec![queue], &shared()).unwrap();
+        // One that says nothing takes a turn, too.
+        driver.post(&[(TX_BUFFER, 0, 0)]);
+        driver.flood(TURN, || ports[0].doorbell(TRANSMIT).unwrap());
+    }
+
+    #[test]
+    fn a_buffer_longer_than_a_turn_is_sent_whole_and_in_order() {
+        let (memory, window) = memories();
+        let driver = Driver::new(&memory, BASE, 16);
+        let queue = driver.device(TRANSMIT, window, shared());
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let output = Output::Stream(Box::new(Sent(sent.clone())));
+        let mut console = Console::new(Arc::new(Input::new().unwrap()), output);
+        let mut ports = console.start(0, vec![queue], &shared()).unwrap();
+        driver.post(&[(TX_BUFFER, 512 << 10, 0); 3]);
+        driver
+            .memory
+            .write_obj(7u8, GuestAddress(TX_BUFFER))
+            .unwrap();
+        ports[0].doorbell(TRANSMIT).unwrap();
+        assert_eq!(driver.used(), 0, "somebody else's turn");
+        ports[0].doorbell(TRANSMIT).unwrap();
+        assert_eq!(driver.used(), 1);
+        let sent = lock(&sent);
+        assert_eq!(sent.len(), 3 * (512 << 10));
+        assert!(sent.iter().step_by(512 << 10).all(|b| *b == 7));
+    }
+
+    #[test]
+    fn a_driver_that_takes_input_in_buffers_without_room_keeps_no_thread() {
+        let (memory, window) = memories();
+        let driver = Driver::new(&memory, BASE, 16);
+        let queue = driver.device(RECEIVE, window, shared());
+        let input = Arc::new(Input::new().unwrap());
+        assert_eq!(input.push(b"typed"), 5);
+        let mut console = Console::new(input, Output::Stream(Box::new(io::sink())));
+        let mut ports = console.start(0, vec![queue], &shared()).unwrap();
+        driver.post(&[(RX_BUFFER, 0, VRING_DESC_F_WRITE as u16)]);
+        driver.flood(TURN, || ports[0].doorbell(RECEIVE).unwrap());
     }
 
     #[test]

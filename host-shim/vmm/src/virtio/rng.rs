@@ -21,6 +21,8 @@ const ID: u16 = 4;
 const QUEUE_SIZES: [u16; 1] = [16];
 /// Most bytes put into one buffer; a longer one is given back with so many.
 const REQUEST_MAX: u32 = 64 << 10;
+/// Buffers filled before whoever wants the thread to end gets its turn.
+const TURN: u16 = 64;
 /// Bytes copied at once.
 const PIECE: usize = 4096;
 /// Bytes a second, in the long run.
@@ -149,9 +151,15 @@ impl Well {
             return Ok(());
         };
         let mut used = false;
+        let mut turn = 0..TURN;
         'work: loop {
             queue.disable_notification()?;
             while let Some(chain) = queue.pop()? {
+                if turn.next().is_none() {
+                    queue.undo_pop(chain);
+                    queue.again();
+                    break 'work;
+                }
                 let wanted = chain.writable_len().min(REQUEST_MAX);
                 if wanted == 0 {
                     return Err(Fault::Setup("an entropy buffer has no room"));
@@ -284,6 +292,14 @@ mod tests {
                 well.event(0).unwrap();
             }
             assert_eq!(driver.used(), before + 1);
+        });
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_asking_keeps_no_thread() {
+        with_well("/dev/zero", |driver, well| {
+            driver.post(&[(BUFFER, 1, WRITE)]);
+            driver.flood(TURN, || well.doorbell(0).unwrap());
         });
     }
 

@@ -11,7 +11,7 @@ mod request;
 pub(crate) mod tests;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -36,6 +36,9 @@ const REQUEST_POOL: u64 = 12 << 10;
 const BATCH: u32 = 16;
 /// Bytes moved before it is.
 const BATCH_BYTES: u64 = 256 << 10;
+/// Requests, and bytes moved, before whoever wants the thread to end gets its turn.
+const TURN: u16 = 256;
+const TURN_BYTES: u64 = 16 << 20;
 
 /// `struct virtio_blk_config` up to write zeroes: bytes.
 const CONFIG_LEN: usize = 60;
@@ -61,6 +64,8 @@ pub struct Block {
     queue_sizes: Vec<u16>,
     config: [u8; CONFIG_LEN],
     features: u64,
+    /// See [`request::Server`].
+    lost: Arc<Mutex<bool>>,
 }
 
 impl Block {
@@ -115,6 +120,7 @@ impl Block {
             queue_sizes: vec![settings.queue_size; queues.into()],
             config,
             features,
+            lost: Arc::default(),
         }
     }
 }
@@ -176,7 +182,7 @@ impl VirtioDevice for Block {
             id: self.id,
         };
         let handlers = queues.into_iter().map(|queue| {
-            let server = Server::new(self.disk.clone(), limits, shared.clone());
+            let server = Server::new(self.disk.clone(), limits, self.lost.clone(), shared.clone());
             let queue = [queue];
             Box::new(Worker { queue, server }) as Box<dyn Handler>
         });
@@ -195,18 +201,25 @@ impl Handler for Worker {
         Vec::new()
     }
 
-    /// Serves requests until there are none.
+    /// Serves requests until there are none or the turn is over.
     fn doorbell(&mut self, _: u16) -> Result<(), Fault> {
         let [queue] = &mut self.queue;
         let (mut requests, mut bytes) = (0, 0);
-        loop {
+        let (mut turn, mut moved) = (0..TURN, 0);
+        'work: loop {
             queue.disable_notification()?;
             while let Some(chain) = queue.pop()? {
+                if moved >= TURN_BYTES || turn.next().is_none() {
+                    queue.undo_pop(chain);
+                    queue.again();
+                    break 'work;
+                }
                 let written = self
                     .server
                     .serve(queue.memory(), &chain)
                     .map_err(|error| error.on(queue))?;
-                bytes += u64::from(chain.readable_len()) + u64::from(written);
+                let length = u64::from(chain.readable_len()) + u64::from(written);
+                (bytes, moved) = (bytes + length, moved + length);
                 requests += 1;
                 queue.complete(chain, written)?;
                 // A driver with many requests under way can go on with the first of them.

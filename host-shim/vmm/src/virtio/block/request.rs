@@ -3,7 +3,7 @@
 //! Source: VIRTIO 1.2, 5.2.6 (device operation).
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
@@ -15,6 +15,7 @@ use virtio_bindings::virtio_blk::{
 
 use super::SECTOR;
 use super::disk::Disk;
+use crate::bus::lock;
 use crate::virtio::chain::{Chain, ChainError, Slice};
 use crate::virtio::queue::{DeviceQueue, Fault};
 use crate::virtio::shared::Shared;
@@ -99,20 +100,29 @@ pub struct Server {
     size: u64,
     logical: u64,
     limits: Limits,
+    /// A flush failed. The host says that once to one of those who ask, and has dropped what it could not write: no
+    /// later flush, of whichever queue, may be called done. Held during a flush, so that none overtakes the one that fails.
+    lost: Arc<Mutex<bool>>,
     shared: Arc<Shared>,
     logged: Option<Instant>,
     unlogged: u64,
 }
 
 impl Server {
-    /// For a device with these limits.
-    pub fn new(disk: Arc<dyn Disk>, limits: Limits, shared: Arc<Shared>) -> Self {
+    /// For a device with these limits; `lost` is the same for all of its queues, for as long as it has its disk.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        limits: Limits,
+        lost: Arc<Mutex<bool>>,
+        shared: Arc<Shared>,
+    ) -> Self {
         let shape = disk.shape();
         Self {
             disk,
             size: shape.size,
             logical: shape.logical.into(),
             limits,
+            lost,
             shared,
             logged: None,
             unlogged: 0,
@@ -178,9 +188,7 @@ impl Server {
                 Ok(0)
             }
             VIRTIO_BLK_T_FLUSH => {
-                self.disk
-                    .flush()
-                    .map_err(|e| Refusal::Backend("a flush", e))?;
+                self.flush()?;
                 Ok(0)
             }
             VIRTIO_BLK_T_GET_ID => {
@@ -206,10 +214,21 @@ impl Server {
     /// After a change.
     fn written(&self) -> Result<(), Refusal> {
         if self.limits.write_through {
-            let flushed = self.disk.flush();
-            flushed.map_err(|e| Refusal::Backend("a write", e))?;
+            self.flush()?;
         }
         Ok(())
+    }
+
+    fn flush(&self) -> Result<(), Refusal> {
+        let mut lost = lock(&self.lost);
+        if *lost {
+            let why = "an earlier one failed, and what it was to write may be lost until the VM starts anew";
+            return Err(Refusal::Backend("a flush", io::Error::other(why)));
+        }
+        self.disk.flush().map_err(|e| {
+            *lost = true;
+            Refusal::Backend("a flush", e)
+        })
     }
 
     /// Offset of `length` bytes at a sector; they lie in the disk and are whole blocks.

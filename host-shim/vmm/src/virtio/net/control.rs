@@ -59,9 +59,12 @@ impl Control {
         }
     }
 
-    /// Answers all commands.
+    /// Answers the commands there are.
     pub fn serve(&mut self, queue: &mut DeviceQueue) -> Result<(), Fault> {
-        while let Some(chain) = queue.pop()? {
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.pop()? else {
+                return queue.notify();
+            };
             let done = self.command(queue, &chain)?;
             let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             let written = chain
@@ -69,6 +72,8 @@ impl Control {
                 .map_err(|error| queue.broken(error))?;
             queue.complete(chain, written as u32)?;
         }
+        // More may have come; who wants the thread to end comes first.
+        queue.again();
         queue.notify()
     }
 
@@ -112,6 +117,18 @@ fn well(what: &str, result: std::io::Result<()>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::queue::tests::{Driver, memories, shared};
+    use crate::virtio::window::tests::BASE;
+
+    #[test]
+    fn a_driver_that_never_stops_asking_keeps_no_thread() {
+        let (memory, window) = memories();
+        let driver = Driver::new(&memory, BASE, 16);
+        let mut queue = driver.device(0, window, shared());
+        let mut control = Control::new(Arc::new(Steering::new(Vec::new())), 0, 1);
+        driver.post(&[(BASE + 0x4000, 2, 0), (BASE + 0x5000, 1, 2)]);
+        driver.flood(16, || control.serve(&mut queue).unwrap());
+    }
 
     #[test]
     fn offloads_need_what_they_build_on() {

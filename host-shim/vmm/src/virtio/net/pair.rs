@@ -81,8 +81,7 @@ impl Pair {
         let mut turn = 0..TURN;
         while let Some(wanted) = self.backend.expect()? {
             if turn.next().is_none() {
-                // Comes back by way of the worker.
-                let _ = self.queues[position].doorbell().write(1);
+                self.queues[position].again();
                 break;
             }
             let queue = &mut self.queues[position];
@@ -176,7 +175,7 @@ impl Pair {
             while let Some(chain) = queue.pop()? {
                 if turn.next().is_none() {
                     queue.undo_pop(chain);
-                    let _ = queue.doorbell().write(1);
+                    queue.again();
                     break 'work;
                 }
                 parts.clear();

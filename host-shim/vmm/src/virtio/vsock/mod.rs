@@ -217,8 +217,7 @@ impl Port {
             while let Some(chain) = queue.pop()? {
                 if turn.next().is_none() {
                     queue.undo_pop(chain);
-                    // Comes back by way of the worker.
-                    let _ = queue.doorbell().write(1);
+                    queue.again();
                     break 'work;
                 }
                 take_packet(queue, &chain, &mut self.hub)?;
@@ -241,7 +240,7 @@ impl Port {
         let mut turn = 0..TURN;
         while self.hub.has_packets() {
             if turn.next().is_none() {
-                let _ = queue.doorbell().write(1);
+                queue.again();
                 break;
             }
             let Some(chain) = queue.pop()? else {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::bus::lock;
@@ -198,6 +199,100 @@ fn what_the_host_cannot_do_is_an_io_error_and_the_device_goes_on() {
             assert_eq!(rig.shared.stats().snapshot().faults, 0);
         });
     }
+}
+
+/// A disk whose host loses what it was to write, and says so once.
+#[derive(Default)]
+struct Forgetful {
+    flushes: AtomicU32,
+}
+
+impl Disk for Forgetful {
+    fn shape(&self) -> Shape {
+        Failing(0).shape()
+    }
+    fn read(&self, _: &[Slice<'_>], _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn write(&self, _: &[Slice<'_>], _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        match self.flushes.fetch_add(1, Ordering::Relaxed) {
+            1 => Failing(libc::EIO).error(),
+            _ => Ok(()),
+        }
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+    fn rights(&self) -> &'static [Right] {
+        &[]
+    }
+}
+
+#[test]
+fn after_a_flush_that_failed_none_succeeds_on_any_queue_or_after_a_reset() {
+    let (memory, window) = memories();
+    let drivers = [0u16, 1].map(|n| Driver::new(&memory, BASE + 0x8000 * u64::from(n), 16));
+    let shared = shared();
+    let mut block = Block::new(Arc::new(Forgetful::default()), &settings());
+    memory
+        .write_obj(VIRTIO_BLK_T_FLUSH, GuestAddress(HEADER))
+        .unwrap();
+    let mut start = || {
+        let queues =
+            [0u16, 1].map(|n| drivers[usize::from(n)].device(n, window.clone(), shared.clone()));
+        block
+            .start(block.features(), queues.into(), &shared)
+            .unwrap()
+    };
+    let flush = |handlers: &mut [Box<dyn Handler>], queue: u16| -> u8 {
+        drivers[usize::from(queue)].post(&[(HEADER, 16, READ), (STATUS, 1, WRITE)]);
+        handlers[usize::from(queue)].doorbell(queue).unwrap();
+        memory.read_obj(GuestAddress(STATUS)).unwrap()
+    };
+    let mut handlers = start();
+    let said = [1, 0, 1, 0].map(|queue| flush(&mut handlers, queue));
+    assert_eq!(said, [0, 1, 1, 1]);
+    drop(handlers);
+    for queue in 0..2u64 {
+        memory
+            .write_slice(&[0; 0x2010], GuestAddress(BASE + 0x8000 * queue + 0x1000))
+            .unwrap();
+    }
+    drivers.iter().for_each(Driver::forget);
+    let mut handlers = start();
+    assert_eq!(flush(&mut handlers, 0), 1);
+}
+
+#[test]
+fn a_driver_that_never_stops_asking_keeps_no_thread() {
+    let file = image();
+    with_rig(raw(file.path()), &settings(), 0, |mut rig| {
+        rig.header(VIRTIO_BLK_T_GET_ID, 0);
+        rig.driver
+            .post(&[(HEADER, 16, READ), (DATA, 20, WRITE), (STATUS, 1, WRITE)]);
+        let handler = &mut rig.handler;
+        rig.driver.flood(TURN, || handler.doorbell(0).unwrap());
+    });
+}
+
+#[test]
+fn long_requests_end_a_turn_early() {
+    with_rig(Arc::new(Forgetful::default()), &settings(), 0, |mut rig| {
+        rig.header(VIRTIO_BLK_T_OUT, 0);
+        // Refused for its length, but the device went through its buffers to know.
+        let data = (DATA, 512 << 10, READ);
+        let mut chain = vec![(HEADER, 16, READ)];
+        chain.extend([data; 12]);
+        chain.push((STATUS, 1, WRITE));
+        rig.driver.post(&chain);
+        rig.driver.flood(3, || rig.handler.doorbell(0).unwrap());
+    });
 }
 
 #[test]
