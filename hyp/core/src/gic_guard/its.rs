@@ -318,7 +318,7 @@ const fn by_address(typer: u64) -> bool {
 /// A page of the pool at a multiple of 64 KiB, as a command queue must be: what an ITS reads where bits 15:12 of
 /// GITS_CBASER are not zero is its own choice (12.19.2). The pool is young and whole, so every 16th page of it is one.
 fn queue_page<M: Machine>(machine: &M) -> Option<PhysAddr> {
-    const TRIES: usize = 48;
+    const TRIES: usize = 96;
     let mut others = ArrayVec::<_, TRIES>::new();
     let mut found = None;
     for page in core::iter::from_fn(|| machine.alloc_page()).take(TRIES) {

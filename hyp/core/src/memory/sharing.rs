@@ -99,7 +99,8 @@ impl HostMemory<'_> {
     /// Takes a function out of a window; the last one removes it and the pages are the host's alone again.
     ///
     /// # Errors
-    /// `NoWindow`; `BadFunction` if the function does not use the window.
+    /// `BadState` once nothing of the VM is mapped any more; `NoWindow`; `BadFunction` if the function does not use the
+    /// window.
     pub fn unregister_window<M: Memory + Tlb + Dma>(
         &self,
         machine: &M,
@@ -107,6 +108,8 @@ impl HostMemory<'_> {
         window: u64,
         function: u64,
     ) -> Result<(), Error> {
+        // The machine may have begun to go down since the call was let in: the tables went first.
+        guest.live()?;
         let slot = usize::try_from(window)
             .ok()
             .and_then(WindowSlot::new)

@@ -383,7 +383,23 @@ fn a22_window_pages_are_neither_donated_nor_reclaimed_and_end_with_the_vm() {
     );
     assert_eq!(
         memory.unregister_window(m, &mut guest, 0, 0),
-        Err(Error::NoWindow)
+        Err(Error::BadState)
+    );
+}
+
+#[test]
+fn a82_a_window_that_a_reset_unmapped_is_not_taken_down_once_more() {
+    let mut t = tracker();
+    let world = World::new(&mut t);
+    let (m, memory) = (&world.machine, &world.memory);
+    let mut guest = world.guest(0, FREE + BLOCK, 16);
+    let config = window(APERTURE, &[(FREE, 4)]);
+    memory.register_window(m, &mut guest, &config).unwrap();
+    // Another CPU resets the machine while this one's call waits for the VM's tables.
+    guest.stage2.clear(m);
+    assert_eq!(
+        memory.unregister_window(m, &mut guest, 0, 0),
+        Err(Error::BadState)
     );
 }
 

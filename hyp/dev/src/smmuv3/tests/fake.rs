@@ -57,6 +57,8 @@ pub struct Inner {
     looks: u32,
     pub dead: bool,
     clock: u64,
+    /// Ticks for which the CPU is stopped after each look at CMDQ_CONS.
+    pub pause: u64,
     configurations: HashMap<u32, Outcome>,
     /// Cached descriptors of the first level, by the stream's upper bits.
     descriptors: HashMap<u32, u64>,
@@ -317,9 +319,10 @@ impl Inner {
 impl Bus for Fake {
     fn read(&self, register: u32) -> u32 {
         let mut inner = self.inner();
-        if register == CMDQ_CONS && inner.slow > 0 {
+        if register == CMDQ_CONS {
+            inner.clock += inner.pause;
             inner.looks += 1;
-            if inner.looks.is_multiple_of(inner.slow) {
+            if inner.slow > 0 && inner.looks.is_multiple_of(inner.slow) {
                 inner.consume();
             }
         }

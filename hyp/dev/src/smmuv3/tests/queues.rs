@@ -157,6 +157,16 @@ fn one_that_refuses_everything_is_reported() {
 }
 
 #[test]
+fn a_cpu_that_stood_still_looks_once_more_before_it_gives_the_smmu_up() {
+    let fake = Fake::qemu();
+    let smmu = started(&fake, PCI);
+    let mut inner = fake.inner();
+    (inner.slow, inner.pause) = (2, 5000);
+    drop(inner);
+    assert_eq!(smmu.flush(5, Ipa::new(0), 1), Ok(()));
+}
+
+#[test]
 fn cpus_that_flush_at_once_do_not_disturb_each_other() {
     let fake = Fake::with(IDR1, 16 | 3 << 16 | 3 << 21);
     let smmu = started(&fake, PCI);
