@@ -16,6 +16,7 @@ mod interrupts;
 mod its;
 mod life;
 mod memory;
+mod open;
 mod puppet;
 mod races;
 mod ranges;
@@ -42,6 +43,7 @@ fn main(_dtb: u64) -> ! {
         races::TESTS,
         windows::TESTS,
         window_life::TESTS,
+        open::TESTS,
         vcpus::TESTS,
         guests::TESTS,
         calls::TESTS,

@@ -197,7 +197,8 @@ fn a24_guest_page_tables_in_window() -> Result<(), Failure> {
     Ok(())
 }
 
-fn guest_call(vm: &Vm, function: GuestFunction, a: u64) -> Result<[u64; 4], Failure> {
+/// A call of puppet 0: x0 to x3 of the answer.
+pub fn guest_call(vm: &Vm, function: GuestFunction, a: u64) -> Result<[u64; 4], Failure> {
     let id = u64::from(function.id());
     Ok(ok!(vm.pull(0, insn::HVC, [id, a, 0, 0, 0, 0])).x)
 }
