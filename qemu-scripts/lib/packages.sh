@@ -19,13 +19,12 @@ bison|bison|the guest kernel's build tools
 bc|bc|the guest kernel's build
 perl|perl|the guest kernel's build
 patch|patch|applies guest/linux/patches
-mke2fs|e2fsprogs|disks of test guests
+mke2fs|e2fsprogs|disks of guests and of the tests of the host's devices
 cpio|cpio|packs the initramfs
 gzip|gzip|packs the initramfs, unpacks kernels
 xz|xz-utils|unpacks kernels
 zstd|zstd|unpacks kernels
-modinfo|kmod|checks the driver against the kernel
-/sbin/mke2fs|e2fsprogs|makes a disk for the tests of the host's devices
+modinfo|kmod|checks the driver against the kernel; depmod for hosts with modules
 flock|util-linux|keeps two runs of set-up apart
 shellcheck|shellcheck|test.sh checks the scripts with it
 EOF
