@@ -65,7 +65,7 @@ disk_write() {
 
 # complaints: what the kernel says that it would not if every device did its work; false if there is anything.
 complaints() {
-    ! dmesg | grep -iE 'I/O error|timed? ?out|tx hang|reset(ting)? (controller|high|super)|arm-smmu.*(fault|event)|BUG|Oops|lockup|rcu.*stall|lost'
+    ! dmesg | grep -v 'CPU features: ' | grep -iE 'I/O error|timed? ?out|tx hang|reset(ting)? (controller|high|super)|arm-smmu.*(fault|event)|BUG|Oops|lockup|rcu.*stall|lost'
 }
 
 # faults: DMA faults that the hypervisor has logged.
