@@ -61,6 +61,30 @@ pub(super) struct PropertyTable {
     id_bits: u8,
 }
 
+impl PropertyTable {
+    /// What this value of GICR_PROPBASER names.
+    ///
+    /// # Errors
+    /// `InvalidParameter` without room for an LPI; those of an impossible range.
+    fn of<M: Machine>(context: &Context<'_, M>, value: u64) -> Result<Self, Error> {
+        let id_bits = ((value & 0x1f) as u8).min(context.id_bits);
+        if id_bits < ID_BITS_MIN {
+            return Err(Error::InvalidParameter);
+        }
+        // One byte an LPI.
+        let bytes = (2u64 << id_bits) - FIRST_LPI;
+        Ok(Self {
+            pages: pages_of(value & PROPERTY_ADDRESS, bytes)?,
+            id_bits,
+        })
+    }
+
+    /// INTIDs below it have a bit in the pending tables.
+    fn intids(&self) -> u64 {
+        2 << self.id_bits
+    }
+}
+
 /// The tables of a redistributor that uses LPIs: pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tables {
@@ -148,7 +172,11 @@ impl Redistributor {
             WAKER => machine.write32(self.at(WAKER), value as u32),
             PROPBASER | PENDBASER => {
                 self.settle(context);
-                if self.tables.is_none() {
+                // Redistributors may have one GICR_PROPBASER in common (GICR_TYPER.CommonLPIAff): one that is off does
+                // not change it under one that is on.
+                let is_kept = register == PROPBASER
+                    && shared.is_some_and(|shared| PropertyTable::of(context, value) != Ok(shared));
+                if self.tables.is_none() && !is_kept {
                     machine.write64(self.at(register), value);
                 }
             }
@@ -195,20 +223,11 @@ impl Redistributor {
     ) -> Result<(), Error> {
         let register = |offset| context.machine.read64(self.at(offset));
         let (property, pending) = (register(PROPBASER), register(PENDBASER));
-        let id_bits = ((property & 0x1f) as u8).min(context.id_bits);
-        if id_bits < ID_BITS_MIN {
-            return Err(Error::InvalidParameter);
-        }
-        // One byte an LPI; one bit an INTID.
-        let intids = 2u64 << id_bits;
-        let property = PropertyTable {
-            pages: pages_of(property & PROPERTY_ADDRESS, intids - FIRST_LPI)?,
-            id_bits,
-        };
+        let property = PropertyTable::of(context, property)?;
         if shared.is_some_and(|shared| shared != property) {
             return Err(Error::InvalidParameter);
         }
-        let pending = pages_of(pending & PENDING_ADDRESS, intids / 8)?;
+        let pending = pages_of(pending & PENDING_ADDRESS, property.intids() / 8)?;
         context.memory.pin(&property.pages)?;
         if let Err(error) = context.memory.pin(&pending) {
             unpin(context.memory, &property.pages);
