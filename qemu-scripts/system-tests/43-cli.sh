@@ -164,18 +164,3 @@ TOML
     expect "$out" '^1$'
     expect "$out" '/tmp/vm.toml:6: `mem = lots`'
 }
-
-# without_windows KERNEL OPTIONS: console and disk of a guest whose devices have no windows of their own, with checksums.
-without_windows() {
-    with_linux_guest '
-gunzip </lib/porthole/disk.gz >/tmp/disk
-guest '"$1 '$CONSOLE_TEST"'
-disk_works 8'"'"' --console file=/tmp/hvc --disk /tmp/disk --rng '"$2"' || exit 1
-sent=$(sed -n "s/.*guest: sent \([0-9a-f]*\).*/\1/p" /tmp/linux.log)
-[ "$(head -c 262144 /tmp/hvc | sha256sum | cut -d" " -f1)" = "$sent" ] || exit 2
-grep -q "guest: disk ok" /tmp/linux.log || exit 3
-nothing_lost'
-}
-
-st_cli_a_kernel_without_the_series_uses_the_pool_of_its_tree() { without_windows Image.stock '--dt-pool 32M'; }
-st_cli_a_kernel_without_the_series_runs_unprotected() { without_windows Image.stock '--unprotected --cpus 2'; }

@@ -4,24 +4,29 @@
 # shellcheck disable=SC2016 # the shells of host and guest expand what stands in single quotes
 
 # Words on the host. guest KIND COMMAND OPTIONS...: a guest of that kind (Image or Image.stock) runs COMMAND, with its
-# console in /tmp/linux.log; the status is the command's, or 99 if the guest did not come so far.
+# console in $NAME.log; the status is the command's, or 99 if the guest did not come so far or porthole's status is not
+# $WANT_VMM.
 WITH_LINUX_GUEST='. /lib/porthole/guestlib.sh
 insmod /lib/porthole/porthole_peek.ko || exit 91
 boot=$(owner_totals)
+NAME=/tmp/linux
 guest() {
     kind=$1
-    mkdir -p /tmp/add/guest
-    printf "%s\n" ". /lib/guestlib.sh" "$2" >/tmp/add/guest/command
+    mkdir -p $NAME.add/guest
+    printf "%s\n" ". /lib/guestlib.sh" "MIB=$MIB" "$2" >$NAME.add/guest/command
     shift 2
-    (cd /tmp/add && find . -mindepth 1 | cpio -o -H newc 2>/dev/null) | cat /lib/porthole/guest.cpio - >/tmp/guest.cpio
-    porthole run --kernel /lib/porthole/$kind --initrd /tmp/guest.cpio --mem 256M \
-        --cmdline "console=ttyS0 loglevel=${LOGLEVEL:-5} $APPEND" "$@" </dev/null >/tmp/linux.log 2>&1
+    (cd $NAME.add && find . -mindepth 1 | cpio -o -H newc 2>/dev/null) | cat /lib/porthole/guest.cpio - >$NAME.cpio
+    porthole run --kernel /lib/porthole/$kind --initrd $NAME.cpio --mem ${GUEST_MEM:-256M} \
+        --cmdline "console=ttyS0 loglevel=${LOGLEVEL:-5} $APPEND" "$@" </dev/null >$NAME.log 2>&1
     vmm=$?
-    cat /tmp/linux.log
-    end=$(sed -n "s/^guest: end \([0-9]*\).*/\1/p" /tmp/linux.log | tail -n 1)
+    cat $NAME.log
+    end=$(sed -n "s/^guest: end \([0-9]*\).*/\1/p" $NAME.log | tail -n 1)
     [ -n "$end" ] && [ "$vmm" -eq "${WANT_VMM:-0}" ] || { echo "host: porthole ended with $vmm"; return 99; }
     return "$end"
 }
+sum_of() { sha256sum <"$1" | cut -d" " -f1; }
+# said WORD [NAME]: the checksum behind `guest: WORD` in a guest'"'"'s log.
+said() { sed -n "s/.*guest: $1 \([0-9a-f]\{64\}\).*/\1/p" ${2:-$NAME}.log; }
 nothing_lost() {
     porthole audit || exit 93
     now=$(owner_totals)
@@ -32,35 +37,23 @@ nothing_lost() {
 '
 
 # with_linux_guest COMMAND OPTIONS...: a host that has both kernels, the guest's initramfs and an empty ext4 disk.
+# PORTHOLE_GUEST_MIB: what each device moves in each direction (by hand: 64).
 with_linux_guest() {
-    local command=$1 work host status=0
+    local command=$1 mib=${PORTHOLE_GUEST_MIB:-4}
     shift
-    work=$(mktemp -d "$PORTHOLE_OUT/guest-linux.XXXXXX")
-    host="$work/host"
-    mkdir -p "$host/lib/porthole" "$host/usr/bin"
-    cp "$GUEST_DIR/Image" "$GUEST_DIR/Image.stock" "$host/lib/porthole/"
-    cp "$PORTHOLE_OUT"/release/guest/* "$host/usr/bin/"
-    make_guest_initramfs "$host/lib/porthole/guest.cpio"
-    truncate -s 128M "$work/disk"
-    PATH="$PATH:/sbin:/usr/sbin" mke2fs -q -t ext4 -L porthole "$work/disk"
-    gzip -1 <"$work/disk" >"$host/lib/porthole/disk.gz"
-    xz -dc "$(find "$KERNEL_DIR" -name tun.ko.xz -print -quit)" >"$host/lib/porthole/tun.ko"
-    pack "$host" "$work/host.cpio"
-    cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$work/initrd"
-    ST_SECONDS=${ST_SECONDS:-400} on_host --smp 2 --initrd "$work/initrd" "$@" --batch "$WITH_LINUX_GUEST$command" ||
-        status=$?
-    rm -rf "$work"
-    return "$status"
+    ST_SECONDS=${ST_SECONDS:-400} on_host --smp 2 --mem 3G --initrd "$PORTHOLE_OUT/initramfs-guest.cpio" "$@" \
+        --batch "MIB=$mib
+$WITH_LINUX_GUEST$command"
 }
 
-# What a guest does with its console: 256 KiB to the host, and words that the host sends back.
+# What a guest does with its console: 256 KiB to the host.
 CONSOLE_TEST='
 [ -e /dev/hvc0 ] || fail "no console"
 exec 3<>/dev/hvc0
 stty raw -echo <&3
 random_file /tmp/noise 1
 head -c 262144 /tmp/noise >/tmp/sent
-echo "guest: sent $(sum_of /tmp/sent)"
+echo "guest: console sent $(sum_of /tmp/sent)"
 cat /tmp/sent >&3
 exec 3>&-
 '
@@ -83,7 +76,7 @@ echo "guest: windows ok"
 
 # The disk that the host has made, the entropy device, and both streams in both directions, all with checksums.
 DISK_TEST='
-disk_works ${MIB:-4}
+disk_works $MIB
 '
 RNG_TEST='
 grep -q virtio /sys/class/misc/hw_random/rng_current || fail "no entropy device"
@@ -93,7 +86,7 @@ echo "guest: entropy ok"
 '
 TCP_TEST='
 ifconfig eth0 192.168.77.2 up || fail "no network device"
-random_file /tmp/noise ${MIB:-4}
+random_file /tmp/noise $MIB
 echo "guest: tcp sent $(sum_of /tmp/noise)"
 tries=0
 until sockcat tcp 192.168.77.1 5000 </tmp/noise >/tmp/back; do
@@ -104,59 +97,156 @@ done
 echo "guest: tcp received $(sum_of /tmp/back)"
 '
 VSOCK_TEST='
-random_file /tmp/noise ${MIB:-4}
+random_file /tmp/noise $MIB
 echo "guest: vsock sent $(sum_of /tmp/noise)"
 sockcat vsock 2 5001 </tmp/noise >/tmp/back || fail "vsock"
 echo "guest: vsock received $(sum_of /tmp/back)"
 '
 
-# Words on the host for streams: echoes a stream of each kind, once, and says what it was.
+# Whether each device negotiated VIRTIO_F_SWIOTLB (bit 27; the first is character 1): 1 or 0.
+feature_is() {
+    echo '
+for features in /sys/bus/virtio/devices/*/features; do
+    [ "$(cut -c 28 $features)" = '"$1"' ] || fail "$features: VIRTIO_F_SWIOTLB is not '"$1"'"
+done
+'
+}
+
+# Words on the host for streams: `devices` is the options of all five; peers answers each stream once, and sends what
+# it has at once, so that both directions are full together; all_devices KIND COMMAND OPTIONS... runs a guest with them
+# and compares what each side says.
 WITH_PEERS='
+insmod /lib/porthole/tun.ko || exit 95
 peers() {
-    insmod /lib/porthole/tun.ko 2>/dev/null
+    rm -f /tmp/v.sock_5001
+    zcat /lib/porthole/disk.gz >/tmp/disk
     tunctl -t vmtap0 >/dev/null && ifconfig vmtap0 192.168.77.1 up || exit 95
-    # The peer sends what it has first, so that both directions are full at once.
-    dd if=/dev/urandom of=/tmp/peer bs=1M count=${MIB:-4} 2>/dev/null
+    dd if=/dev/urandom of=/tmp/peer bs=1M count=$MIB 2>/dev/null
     sockcat tcp-listen 5000 </tmp/peer >/tmp/tcp.got &
     tcp=$!
     sockcat unix-listen /tmp/v.sock_5001 </tmp/peer >/tmp/vsock.got &
     vsock=$!
 }
-sum_of() { sha256sum <"$1" | cut -d" " -f1; }
-# streams_match KIND: what the guest said it sent and received is what the host received and sent.
-streams_match() {
-    grep -q "guest: $1 sent $(sum_of /tmp/$1.got)\$" /tmp/linux.log || { ls -l /tmp/$1.got; exit 96; }
-    grep -q "guest: $1 received $(sum_of /tmp/peer)\$" /tmp/linux.log || exit 97
+# devices [KEY]: the options, each with one more key.
+devices() {
+    echo --disk /tmp/disk$1 --rng=src=/dev/urandom$1 --net tap=vmtap0$1 --vsock cid=3,path=/tmp/v.sock$1 \
+        --console file=/tmp/hvc$1
 }
-devices="--disk /tmp/disk --rng --net tap=vmtap0 --vsock cid=3,path=/tmp/v.sock --console file=/tmp/hvc"
-'
-
-# all_devices KIND MODE-OPTIONS CPUS: everything at once.
 all_devices() {
+    rm -f /tmp/hvc
+    peers
+    guest "$@" || exit 1
+    wait $tcp && wait $vsock || exit 2
+    for stream in tcp vsock; do
+        [ "$(said "$stream sent")" = "$(sum_of /tmp/$stream.got)" ] || { ls -l /tmp/$stream.got; exit 96; }
+        [ "$(said "$stream received")" = "$(sum_of /tmp/peer)" ] || exit 97
+    done
+    [ "$(said "console sent")" = "$(head -c 262144 /tmp/hvc | sha256sum | cut -d" " -f1)" ] || { ls -l /tmp/hvc; exit 98; }
+    grep -q "guest: disk ok" $NAME.log && grep -q "guest: entropy ok" $NAME.log || exit 3
+    ! grep -q "needs reset" $NAME.log || exit 4
+    tunctl -d vmtap0 >/dev/null
+    nothing_lost
+}
+'
+FIVE=$CONSOLE_TEST$DISK_TEST$RNG_TEST$TCP_TEST$VSOCK_TEST
+
+# in_windows MODE CPUS FEATURE: all five devices at once, each in its own window.
+in_windows() {
     with_linux_guest "$WITH_PEERS"'
+all_devices Image '"'$(feature_is "$3")$FIVE$POOL_TEST'"' $(devices) --swiotlb '"$1"' --cpus '"$2"'
+grep -q "guest: windows ok" $NAME.log || exit 5'
+}
+
+st_linux_guest_all_devices_with_window_required() { in_windows require 2 1; }
+st_linux_guest_all_devices_with_window_offered() { in_windows offer 1 1; }
+st_linux_guest_all_devices_with_window_hinted() { in_windows hint 4 0; }
+
+# Five functions of one PCI device in the window of its first, which stays as long as one of them uses it.
+st_linux_guest_functions_of_a_device_share_a_window() {
+    with_linux_guest "$WITH_PEERS"'
+all_devices Image '"'$(feature_is 1)$FIVE"'
+pools
+[ "$(grep -l . $POOLS/0*/io_tlb_used)" = $POOLS/0000:00:01.0/io_tlb_used ] || fail "not one window: $(ls $POOLS)"
+[ "$(dmesg | grep -c "0000:00:01.[0-4]: .* of BAR 4 of 0000:00:01.0 and nowhere else")" -eq 5 ] || fail "not all in it"
+cd /sys/bus/pci/drivers/virtio-pci
+for number in 0 1 2 3 4; do
+    [ "$(pool_value 0000:00:01.0 used)" -gt 0 ] || fail "no rings in the window of $number"
+    echo 0000:00:01.$number >unbind
+done
+[ ! -e $POOLS/0000:00:01.0 ] || fail "the window stays"
+dmesg | grep "is lost" && fail "slots in use"
+# The first to come back is not the one that has the BAR.
+for number in 4 3 2 1 0; do
+    echo 0000:00:01.$number >bind
+done
+disk_works 1
+echo "guest: shared ok"'"'"' $(devices ,group=all) --cpus 2
+grep -q "guest: shared ok" $NAME.log || exit 5'
+}
+
+# Guests without windows: a stock kernel with a pool in its device tree, and one whose memory is all shared.
+st_linux_guest_all_devices_without_the_series_in_a_pool_of_the_tree() {
+    with_linux_guest "$WITH_PEERS"'
+all_devices Image.stock '"'$(feature_is 0)$FIVE"'
+used=$(cat $(find /sys/kernel/debug -name io_tlb_used) | sort -n | tail -n 1)
+[ "$used" -gt 0 ] || fail "no ring in the pool"
+echo "guest: pool ok, $used slots"'"'"' $(devices) --dt-pool 32M --cpus 4
+grep -q "guest: pool ok" $NAME.log || exit 5'
+}
+
+st_linux_guest_all_devices_without_protection() {
+    with_linux_guest "$WITH_PEERS"'
+for kind in Image Image.stock; do
+    all_devices $kind '"'$(feature_is 0)$FIVE"'
+[ -z "$(cat $(find /sys/kernel/debug -name io_tlb_used) /dev/null)" ] || fail "bounce buffers"
+echo "guest: no buffers"'"'"' $(devices) --unprotected --cpus 2
+    grep -q "guest: no buffers" $NAME.log || exit 5
+done'
+}
+
+# A guest that resets itself is told from one that is switched off; the next run finds what the disk has.
+st_linux_guest_starts_again_after_a_reset() {
+    with_linux_guest '
 zcat /lib/porthole/disk.gz >/tmp/disk
-peers
-guest '"$1 '$CONSOLE_TEST$DISK_TEST$RNG_TEST$TCP_TEST$VSOCK_TEST${4:-}'"' $devices '"$2"' --cpus '"$3"' || exit 1
-wait $tcp && wait $vsock || exit 2
-streams_match tcp
-streams_match vsock
-grep -q "guest: disk ok" /tmp/linux.log && grep -q "guest: entropy ok" /tmp/linux.log || exit 3
-! grep -q "needs reset" /tmp/linux.log || exit 4
-ifconfig vmtap0 down
+WANT_VMM=3
+guest Image '"'disk_works \$MIB
+echo \"guest: disk has \$(sum_of /tmp/noise)\"
+sync
+touch /run/reboot'"' --disk /tmp/disk --cpus 2 || exit 1
+nothing_lost
+before=$(said "disk has")
+WANT_VMM=0
+guest Image "mount -t ext4 /dev/vda /mnt || fail mount
+echo \"guest: disk has \$(sum_of /mnt/noise)\"" --disk /tmp/disk || exit 2
+[ -n "$before" ] && [ "$before" = "$(said "disk has")" ] || exit 3
 nothing_lost'
 }
 
-st_linux_guest_all_devices_with_window_required() { all_devices Image "--swiotlb require" 2 "$POOL_TEST"; }
-st_linux_guest_all_devices_with_window_offered() { all_devices Image "--swiotlb offer" 1 "$POOL_TEST"; }
-st_linux_guest_all_devices_with_window_hinted() { all_devices Image "--swiotlb hint" 4 "$POOL_TEST"; }
-
-# consoles MODE CPUS
-consoles() {
+# Two guests on a network of their own: each sends the other a stream at the same time.
+st_linux_guests_talk_to_each_other() {
     with_linux_guest '
-guest Image '"'$CONSOLE_TEST$POOL_TEST'"' --console file=/tmp/hvc --swiotlb '"$1"' --cpus '"$2"' || exit 1
-sent=$(sed -n "s/.*guest: sent \([0-9a-f]*\).*/\1/p" /tmp/linux.log)
-[ "$(head -c 262144 /tmp/hvc | sha256sum | cut -d" " -f1)" = "$sent" ] || { ls -l /tmp/hvc; exit 2; }
-grep -q "guest: windows ok" /tmp/linux.log || exit 3
+LOGLEVEL=4
+(NAME=/tmp/one; guest Image "random_file /tmp/noise $MIB; ifconfig eth0 192.168.78.1 up || fail \"no network\"
+echo \"guest: sent \$(sum_of /tmp/noise)\"
+sockcat tcp-listen 5000 </tmp/noise >/tmp/back || fail tcp
+echo \"guest: received \$(sum_of /tmp/back)\"" --net socket=/tmp/net.sock,listen --cpus 2) &
+one=$!
+until [ -e /tmp/net.sock ]; do
+    [ -e /proc/$one ] || exit 1
+    sleep 0.2
+done
+(NAME=/tmp/two; guest Image "random_file /tmp/noise $MIB; ifconfig eth0 192.168.78.2 up || fail \"no network\"
+echo \"guest: sent \$(sum_of /tmp/noise)\"
+tries=0
+until sockcat tcp 192.168.78.1 5000 </tmp/noise >/tmp/back; do
+    tries=\$((tries + 1))
+    [ \$tries -lt 100 ] || fail tcp
+    sleep 0.3
+done
+echo \"guest: received \$(sum_of /tmp/back)\"" --net socket=/tmp/net.sock) || exit 2
+wait $one || exit 3
+[ -n "$(said sent /tmp/one)" ] && [ "$(said sent /tmp/one)" = "$(said received /tmp/two)" ] || exit 4
+[ -n "$(said sent /tmp/two)" ] && [ "$(said sent /tmp/two)" = "$(said received /tmp/one)" ] || exit 5
 nothing_lost'
 }
 
@@ -168,12 +258,12 @@ guest Image '"'$CONSOLE_TEST$POOL_TEST"'
 for features in /sys/bus/virtio/devices/*/features; do
     [ "$(cut -c 32 $features)" = 1 ] || fail "feature not negotiated: $(cat $features)"
 done'"'"' --console file=/tmp/hvc --swiotlb-feature-bit 31 --swiotlb-cfg-type 77 || exit 1
-grep -q "guest: windows ok" /tmp/linux.log || exit 3
+grep -q "guest: windows ok" $NAME.log || exit 3
 # A guest that looks for others finds no window, and a device that insists is refused, with the reason.
 APPEND=virtio_pci.swiotlb_cfg_type=77
 guest Image "[ ! -e /dev/hvc0 ] && [ ! -e /sys/kernel/debug/swiotlb/0000:00:01.0 ]" --console file=/tmp/hvc || exit 4
-grep -q "device refuses features" /tmp/linux.log || exit 5
-grep -q "VIRTIO_F_SWIOTLB (bit 27) is offered but its region cannot be used" /tmp/linux.log || exit 6
+grep -q "device refuses features" $NAME.log || exit 5
+grep -q "VIRTIO_F_SWIOTLB (bit 27) is offered but its region cannot be used" $NAME.log || exit 6
 nothing_lost'
 }
 
@@ -181,19 +271,15 @@ nothing_lost'
 st_linux_guest_without_the_series_fails_clearly() {
     with_linux_guest '
 guest Image.stock "[ ! -e /dev/hvc0 ]" --console file=/tmp/hvc || exit 1
-grep -q "device refuses features" /tmp/linux.log || exit 2
-grep -q "driver refused: features missing 0x8000000" /tmp/linux.log || exit 3
+grep -q "device refuses features" $NAME.log || exit 2
+grep -q "driver refused: features missing 0x8000000" $NAME.log || exit 3
 for mode in offer hint; do
     guest Image.stock true --console file=/tmp/hvc --swiotlb $mode || exit 4
-    grep -q "device needs reset: queue 0: .* is outside the window" /tmp/linux.log || exit 5
+    grep -q "device needs reset: queue 0: .* is outside the window" $NAME.log || exit 5
 done
 # The series, told to leave windows alone, is in the same place.
 LOGLEVEL=8 APPEND=virtio_pci.swiotlb=n guest Image "[ ! -e /dev/hvc0 ]" --console file=/tmp/hvc || exit 6
-grep -q "SWIOTLB region not used" /tmp/linux.log || exit 7
-grep -q "device refuses features" /tmp/linux.log || exit 8
+grep -q "SWIOTLB region not used" $NAME.log || exit 7
+grep -q "device refuses features" $NAME.log || exit 8
 nothing_lost'
 }
-
-st_linux_guest_console_with_window_required() { consoles require 1; }
-st_linux_guest_console_with_window_offered() { consoles offer 2; }
-st_linux_guest_console_with_window_hinted() { consoles hint 4; }
