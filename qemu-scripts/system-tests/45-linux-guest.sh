@@ -16,7 +16,7 @@ guest() {
     printf "%s\n" ". /lib/guestlib.sh" "MIB=$MIB" "$2" >$NAME.add/guest/command
     shift 2
     (cd $NAME.add && find . -mindepth 1 | cpio -o -H newc 2>/dev/null) | cat /lib/porthole/guest.cpio - >$NAME.cpio
-    porthole run --kernel /lib/porthole/$kind --initrd $NAME.cpio --mem ${GUEST_MEM:-256M} \
+    porthole run --kernel /lib/porthole/$kind --initrd $NAME.cpio --mem $GUEST_MEM \
         --cmdline "console=ttyS0 loglevel=${LOGLEVEL:-5} $APPEND" "$@" </dev/null >$NAME.log 2>&1
     vmm=$?
     cat $NAME.log
@@ -37,12 +37,14 @@ nothing_lost() {
 '
 
 # with_linux_guest COMMAND OPTIONS...: a host that has both kernels, the guest's initramfs and an empty ext4 disk.
-# PORTHOLE_GUEST_MIB: what each device moves in each direction (by hand: 64).
+# PORTHOLE_GUEST_MIB: what each device moves in each direction (by hand up to 64).
 with_linux_guest() {
-    local command=$1 mib=${PORTHOLE_GUEST_MIB:-4}
+    local command=$1 mib=${PORTHOLE_GUEST_MIB:-4} mem=256M
     shift
+    # What is sent and what comes back lie in a tmpfs, which may have half of the memory.
+    [ "$mib" -le 16 ] || mem=512M
     ST_SECONDS=${ST_SECONDS:-400} on_host --smp 2 --mem 3G --initrd "$PORTHOLE_OUT/initramfs-guest.cpio" "$@" \
-        --batch "MIB=$mib
+        --batch "MIB=$mib GUEST_MEM=$mem
 $WITH_LINUX_GUEST$command"
 }
 
