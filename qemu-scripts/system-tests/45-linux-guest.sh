@@ -60,13 +60,16 @@ cat /tmp/sent >&3
 exec 3>&-
 '
 
-# Windows of the devices: in use while they work, empty and gone when their driver goes, and there again with it.
+# Windows of the devices: in use while they work, empty and gone when their driver goes, and there again with it. A
+# disk's may fill up: its queue holds more large requests than its window, and those that find no room are tried again
+# when others have left.
 POOL_TEST='
 pools
+disk=$(virtio_of virtio_blk)
 for pool in /sys/bus/pci/drivers/virtio-pci/0000:*; do
     name=$(basename "$pool")
     [ "$(pool_value "$name" used)" -gt 0 ] || fail "$name: no ring in its window"
-    [ "$(pool_value "$name" full)" -eq 0 ] || fail "$name: its window was full"
+    [ "$(pool_value "$name" full)" -eq 0 ] || [ "$name" = "$disk" ] || fail "$name: its window was full"
     echo "$name" >/sys/bus/pci/drivers/virtio-pci/unbind
     [ ! -e "$POOLS/$name" ] || fail "$name: its window stays"
     dmesg | grep "is lost" && fail "$name: slots in use"
@@ -200,7 +203,7 @@ st_linux_guest_all_devices_without_protection() {
     with_linux_guest "$WITH_PEERS"'
 for kind in Image Image.stock; do
     all_devices $kind '"'$(feature_is 0)$FIVE"'
-[ -z "$(cat $(find /sys/kernel/debug -name io_tlb_used) /dev/null)" ] || fail "bounce buffers"
+cat $(find /sys/kernel/debug -name "io_tlb_used*") /dev/null | grep -qv "^0\$" && fail "bounce buffers"
 echo "guest: no buffers"'"'"' $(devices) --unprotected --cpus 2
     grep -q "guest: no buffers" $NAME.log || exit 5
 done'
