@@ -74,6 +74,8 @@ impl Path {
 pub enum Reason {
     /// It offers no VIRTIO_F_ACCESS_PLATFORM (QEMU's default), or has no interface that could.
     Bypass,
+    /// It takes pages away by physical address, whatever it says about its DMA.
+    Balloon,
     /// What it says about itself is malformed, or it does not answer.
     Unreadable,
     /// It can make more functions later (SR-IOV), which may be of another kind.
@@ -108,6 +110,9 @@ impl fmt::Display for Finding {
             Reason::Bypass => {
                 "does its DMA past the SMMU; with QEMU, add iommu_platform=on,disable-legacy=on to -device virtio-..., \
                  and -nic none if it is the default network card"
+            }
+            Reason::Balloon => {
+                "is a memory balloon: it empties any page that its driver names; remove it"
             }
             Reason::Unreadable => {
                 "is a virtio device that does not say whether its DMA goes through the SMMU; remove it"

@@ -239,6 +239,16 @@ fn a63_virtio_without_access_platform_is_named_with_its_way_from_the_root() {
 }
 
 #[test]
+fn a63_a_balloon_is_outside_whatever_it_offers() {
+    for ids in [0x1002_1af4, 0x1045_1af4] {
+        let found = Segment(0, vec![virtio(8, PLATFORM).with(0, ids)]).scan();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].1, Reason::Balloon);
+        assert!(found[0].0.contains("memory balloon"), "{}", found[0].0);
+    }
+}
+
+#[test]
 fn a63_legacy_virtio_is_outside_and_other_vendors_are_not_asked() {
     let ids = |ids| device(8, ids, Kind::Plain);
     assert_eq!(reasons(vec![ids(0x1000_1af4)]), [Reason::Bypass]);

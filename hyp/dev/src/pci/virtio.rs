@@ -1,5 +1,5 @@
 //! The one question that EL2 asks of a virtio PCI function (virtio 1.2, 4.1.4): does it offer VIRTIO_F_ACCESS_PLATFORM?
-//! One that does not writes to memory by physical address. It is asked through its configuration window
+//! One that does not writes to memory by physical address, and so does a balloon whatever it offers. It is asked through its configuration window
 //! (VIRTIO_PCI_CAP_PCI_CFG), which needs no BAR; nothing else of the device is touched.
 
 use super::{Config, Function, Reason};
@@ -7,6 +7,9 @@ use super::{Config, Function, Reason};
 /// Vendor and devices, transitional ones included (4.1.2).
 const VENDOR: u32 = 0x1af4;
 const DEVICES: core::ops::RangeInclusive<u32> = 0x1000..=0x107f;
+/// Memory balloons, transitional and not: the pages that a driver gives up are physical page numbers, which no IOMMU
+/// translates (5.5.6; QEMU discards whatever RAM they name).
+const BALLOONS: [u32; 2] = [0x1002, 0x1045];
 
 /// Status (upper half): bit 4 tells of a capability list, whose first entry is in [`FIRST`].
 const STATUS: u16 = 0x04;
@@ -44,6 +47,9 @@ const ACCESS_PLATFORM: u32 = 1 << 1;
 pub(super) fn check<C: Config>(config: &C, at: Function, ids: u32) -> Result<(), Reason> {
     if ids & 0xffff != VENDOR || !DEVICES.contains(&(ids >> 16)) {
         return Ok(());
+    }
+    if BALLOONS.contains(&(ids >> 16)) {
+        return Err(Reason::Balloon);
     }
     if has_sriov(config, at)? {
         return Err(Reason::MoreFunctions);
