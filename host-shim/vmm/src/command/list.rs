@@ -86,7 +86,13 @@ impl From<&VmEntry> for Entry {
 /// What `run --name` gave its process.
 pub(super) fn process_name(pid: i32) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some(name.trim_end().to_owned())
+    Some(printable(name.trim_end()))
+}
+
+/// A process chooses its name, and another user's terminal is not to obey it.
+fn printable(name: &str) -> String {
+    let shown = |c: char| if c.is_control() { '?' } else { c };
+    name.chars().map(shown).collect()
 }
 
 /// Ranges of RAM as the kernel knows it.
@@ -184,6 +190,12 @@ pub(super) fn list(system: &System, args: &ListArgs) -> Result<u8, CommandError>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_process_does_not_reach_the_terminal_as_orders() {
+        assert_eq!(printable("web\x1b[2J\u{9b}"), "web?[2J?");
+        assert_eq!(printable("web server"), "web server");
+    }
 
     #[test]
     fn ram_is_read_from_the_kernels_list() {

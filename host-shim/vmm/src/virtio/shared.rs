@@ -1,13 +1,16 @@
 //! What the transport's registers and a device's worker thread share: interrupts, the status byte, faults.
-//! Lock-free but for MSI-X's own table; registers themselves live in `transport`.
+//! Lock-free but for MSI-X's own table and for messages; registers themselves live in `transport`.
 
-use std::sync::Arc;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
 use super::queue::Fault;
 use super::stats::DeviceStats;
+use crate::bus::lock;
 use crate::pci::msix::Msix;
 
 /// "No vector" (VIRTIO 1.2, 4.1.5.1.2).
@@ -16,6 +19,32 @@ pub const NO_VECTOR: u16 = 0xffff;
 const ISR_QUEUE: u8 = 1;
 /// ISR status: the configuration changed.
 const ISR_CONFIG: u8 = 2;
+
+/// Messages about one device in each [`LOG_PERIOD`].
+const LOG_LINES: u32 = 10;
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+
+/// How much may still be said: a guest makes mistakes as fast as it likes, and the host's disk keeps the log.
+struct Messages {
+    since: Instant,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Messages {
+    /// Takes a line: how many were left out before it. None if this one is left out.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        if now.saturating_duration_since(self.since) >= LOG_PERIOD {
+            (self.since, self.lines) = (now, 0);
+        }
+        if self.lines == LOG_LINES {
+            self.left_out += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
 
 /// Shared state of one device.
 pub struct Shared {
@@ -29,6 +58,7 @@ pub struct Shared {
     running: AtomicBool,
     generation: AtomicU8,
     stats: DeviceStats,
+    messages: Mutex<Messages>,
 }
 
 impl Shared {
@@ -44,6 +74,23 @@ impl Shared {
             running: AtomicBool::new(false),
             generation: AtomicU8::new(0),
             stats: DeviceStats::default(),
+            messages: Mutex::new(Messages {
+                since: Instant::now(),
+                lines: 0,
+                left_out: 0,
+            }),
+        }
+    }
+
+    /// Warns of what the guest or the host did wrong, unless too much was said of this device lately.
+    pub fn warn(&self, what: &dyn Display) {
+        let name = &self.name;
+        match lock(&self.messages).take(Instant::now()) {
+            None => {}
+            Some(0) => tracing::warn!("{name}: {what}"),
+            Some(more) => {
+                tracing::warn!("{name}: {what} ({more} messages before this were left out)")
+            }
         }
     }
 
@@ -89,7 +136,7 @@ impl Shared {
     pub fn fault(&self, fault: &Fault) {
         self.stats.faulted();
         if !self.needs_reset.swap(true, Ordering::SeqCst) {
-            tracing::warn!("{}: device needs reset: {fault}", self.name);
+            self.warn(&format_args!("device needs reset: {fault}"));
             self.interrupt_config();
         }
     }
@@ -180,4 +227,24 @@ impl Shared {
 
 fn load(vector: &AtomicU16) -> u16 {
     vector.load(Ordering::SeqCst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_makes_mistakes_without_end_does_not_fill_the_log() {
+        let start = Instant::now();
+        let mut messages = Messages {
+            since: start,
+            lines: 0,
+            left_out: 0,
+        };
+        let soon = start + LOG_PERIOD / 2;
+        let said = (0..1000).filter_map(|_| messages.take(soon)).count();
+        assert_eq!(said, LOG_LINES as usize);
+        assert_eq!(messages.take(start + LOG_PERIOD), Some(1000 - 10));
+        assert_eq!(messages.take(start + LOG_PERIOD), Some(0));
+    }
 }

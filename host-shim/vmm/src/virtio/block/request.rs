@@ -4,7 +4,6 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use virtio_bindings::virtio_blk::{
@@ -35,8 +34,6 @@ pub const RANGE_SECTORS_MAX: u32 = 4 << 20;
 const FLAG_UNMAP: u32 = 1;
 /// Buffers handed to the backend at once.
 const SLICES: usize = 256;
-/// Between two messages about failing requests.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -104,8 +101,6 @@ pub struct Server {
     /// later flush, of whichever queue, may be called done. Held during a flush, so that none overtakes the one that fails.
     lost: Arc<Mutex<bool>>,
     shared: Arc<Shared>,
-    logged: Option<Instant>,
-    unlogged: u64,
 }
 
 impl Server {
@@ -124,13 +119,11 @@ impl Server {
             limits,
             lost,
             shared,
-            logged: None,
-            unlogged: 0,
         }
     }
 
     /// Serves one request and writes its status. Returns the bytes written to the chain, the status among them.
-    pub fn serve(&mut self, memory: &WindowMemory, chain: &Chain) -> Result<u32, Broken> {
+    pub fn serve(&self, memory: &WindowMemory, chain: &Chain) -> Result<u32, Broken> {
         let room = chain
             .writable_len()
             .checked_sub(1)
@@ -139,11 +132,11 @@ impl Server {
             Ok(written) => (OK, written),
             Err(Refusal::Unsupported) => (UNSUPP, 0),
             Err(Refusal::Invalid(why)) => {
-                self.log(&format_args!("refused a request: {why}"));
+                self.shared.warn(&format_args!("refused a request: {why}"));
                 (IOERR, 0)
             }
             Err(Refusal::Backend(what, error)) => {
-                self.log(&format_args!("{what} failed: {error}"));
+                self.shared.warn(&format_args!("{what} failed: {error}"));
                 (IOERR, 0)
             }
             Err(Refusal::Chain(error)) => return Err(Broken::Chain(error)),
@@ -283,22 +276,6 @@ impl Server {
         }
         self.written()?;
         Ok(0)
-    }
-
-    /// At most one line in each interval, with the number of those left out.
-    fn log(&mut self, what: &dyn std::fmt::Display) {
-        let now = Instant::now();
-        if self.logged.is_some_and(|at| now - at < LOG_INTERVAL) {
-            self.unlogged += 1;
-            return;
-        }
-        let left_out = std::mem::take(&mut self.unlogged);
-        self.logged = Some(now);
-        let name = self.shared.name();
-        match left_out {
-            0 => tracing::warn!("{name}: {what}"),
-            n => tracing::warn!("{name}: {what} ({n} more such requests since the last message)"),
-        }
     }
 }
 

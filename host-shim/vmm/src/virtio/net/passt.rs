@@ -37,7 +37,10 @@ pub fn start(mtu: u16) -> Result<(Passt, UnixStream), PasstError> {
 fn start_program(program: &str, mtu: u16) -> Result<(Passt, UnixStream), PasstError> {
     let (ours, theirs) = UnixStream::pair().map_err(PasstError::Start)?;
     let child = Command::new(program)
-        .args(["--foreground", "--quiet", "--fd", "0", "--mtu"])
+        // Without the second line a guest reaches, at its gateway's address, what only the host itself should: whatever
+        // listens on the host's loopback.
+        .args(["--foreground", "--quiet", "--fd", "0"])
+        .args(["--no-map-gw", "--mtu"])
         .arg(mtu.to_string())
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
@@ -69,11 +72,14 @@ mod tests {
         assert!(error.to_string().contains("package passt"), "{error}");
     }
 
+    /// Copies its standard input, which is the socket, back to it, if it was told to keep the guest from the host.
+    const SCRIPT: &str =
+        "#!/bin/sh\ncase \" $* \" in *' --no-map-gw '*) exec cat <&0 >&0 ;; esac\n";
+
     #[test]
     fn the_program_gets_the_socket_and_goes_with_it() {
-        // A stand-in that copies its standard input, which is the socket, back to it.
         let script = std::env::temp_dir().join(format!("passt-test-{}", std::process::id()));
-        std::fs::write(&script, "#!/bin/sh\nexec cat <&0 >&0\n").unwrap();
+        std::fs::write(&script, SCRIPT).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         std::fs::set_permissions(&script, mode).unwrap();
         let (mut passt, mut socket) = start_program(script.to_str().unwrap(), 1500).unwrap();

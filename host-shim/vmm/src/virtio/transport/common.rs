@@ -250,10 +250,9 @@ impl Common {
             let missing = self.required & !self.accepted;
             let unknown = self.accepted & !self.offered;
             if missing | unknown != 0 {
-                tracing::warn!(
-                    "{}: driver refused: features missing {missing:#x}, not offered {unknown:#x}",
-                    shared.name()
-                );
+                shared.warn(&format_args!(
+                    "driver refused: features missing {missing:#x}, not offered {unknown:#x}"
+                ));
                 new &= !FEATURES_OK;
             }
         }
