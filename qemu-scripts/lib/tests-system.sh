@@ -17,9 +17,10 @@ expect() {
 
 # one_system_test FUNCTION: result line for one function, as a job.
 one_system_test() {
-    local name=${1#st_} status=0
+    local name=${1#st_} status=0 started=$SECONDS
     ST_NAME="system-$name"
     strictly "$1" >&2 || status=$?
+    printf '%4d s %s\n' "$((SECONDS - started))" "$name" >>"$TEST_LOGS/system.seconds"
     if [ "$status" -eq 0 ]; then
         pass "$name"
     else
@@ -52,10 +53,13 @@ tier_system() {
             check guest_host_builds make_guest_host "$PORTHOLE_OUT/initramfs-guest.cpio"
             ;;
     esac
+    : >"$TEST_LOGS/system.seconds"
     while IFS= read -r name; do
         [[ "$name" =~ ${ST_ONLY:-.} ]] || continue
         say "system: ${name#st_}"
         start_job "system-${name#st_}" one_system_test "$name"
     done < <(system_tests)
     finish_jobs
+    say "longest (all are in $TEST_LOGS/system.seconds): $(sort -rn "$TEST_LOGS/system.seconds" | head -n 5 |
+        sed 's/^ *//' | paste -sd, | sed 's/,/, /g')"
 }
