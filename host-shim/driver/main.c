@@ -251,6 +251,9 @@ static const struct porthole_ioctl device_ioctls[] = {
 	{ PORTHOLE_PAGE_INFO, handle_page_info },
 	{ PORTHOLE_PAGE_FIND, handle_page_find },
 	{ PORTHOLE_VM_WINDOW, handle_vm_window },
+	{ PORTHOLE_DMA_CONFINE, porthole_dma_confine },
+	{ PORTHOLE_DMA_RELEASE, porthole_dma_release },
+	{ PORTHOLE_DMA_INFO, porthole_dma_info },
 };
 
 static long device_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
@@ -299,23 +302,35 @@ static int __init porthole_init(void)
 	porthole_wq = alloc_workqueue("porthole", WQ_UNBOUND, 0);
 	if (!porthole_wq)
 		return -ENOMEM;
+	ret = porthole_confine_init();
+	if (ret)
+		goto no_confine;
 	ret = misc_register(&device);
 	if (ret) {
 		pr_err("cannot make /dev/porthole (error %d)\n", ret);
-		destroy_workqueue(porthole_wq);
-		return ret;
+		goto no_device;
 	}
 	register_reboot_notifier(&reboot_notifier);
 	pr_info("Porthole runs at EL2, ABI %u.%u\n", abi_version >> 16,
 		abi_version & 0xffff);
 	return 0;
+
+no_device:
+	porthole_confine_exit();
+no_confine:
+	destroy_workqueue(porthole_wq);
+	return ret;
 }
 
-/* No VM is left: each file holds the module, and so does a reaper at work. */
+/*
+ * No VM is left and no device confined: each file holds the module, and so do a
+ * reaper at work and a confinement.
+ */
 static void __exit porthole_exit(void)
 {
 	unregister_reboot_notifier(&reboot_notifier);
 	misc_deregister(&device);
+	porthole_confine_exit();
 	destroy_workqueue(porthole_wq);
 }
 

@@ -12,6 +12,10 @@
  *   eventfd's wqh.lock -> vm->irqfd_lock   both with interrupts off (leaves)
  *   vms_lock             the list of VMs (a leaf)
  *
+ *   pci_rescan_remove_lock, device_lock   of a device that is confined or released
+ *   confined_lock        the list of confined devices
+ *   pool->lock           room in a region, with interrupts off (a leaf)
+ *
  * User memory is touched with none of them but run_lock held.
  */
 #ifndef PORTHOLE_H
@@ -20,6 +24,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/arm-smccc.h>
+#include <linux/dma-map-ops.h>
 #include <linux/fs.h>
 #include <linux/kref.h>
 #include <linux/list.h>
@@ -193,5 +198,36 @@ void porthole_irq_init(struct porthole_vm *vm);
 void porthole_irq_release(struct porthole_vm *vm);
 bool porthole_ioeventfd_signal(struct porthole_vm *vm, u64 ipa, u64 width,
 			       u64 value);
+
+/* pool.c */
+
+/* A region that is all that a device reaches, and the DMA API that keeps to it. */
+struct porthole_pool {
+	struct dma_map_ops ops;		/* a copy: finds the pool of a device */
+	u8 *base;
+	dma_addr_t start;		/* bus address, which is the physical one */
+	size_t size;			/* bytes */
+	spinlock_t lock;
+	unsigned int slots;
+	unsigned int next;		/* where the next search starts; under lock */
+	unsigned int busy;		/* slots in use; under lock */
+	atomic64_t failed;		/* requests that found no room */
+	unsigned long *used;		/* a bit for each slot, under lock */
+	struct porthole_slot *slot;
+};
+
+int porthole_pool_init(struct porthole_pool *pool, struct page *pages,
+		       size_t size);
+void porthole_pool_free(struct porthole_pool *pool);
+void porthole_pool_give(struct porthole_pool *pool, dma_addr_t addr);
+void porthole_pool_serve(struct porthole_pool *pool, struct device *dev);
+u64 porthole_pool_used(struct porthole_pool *pool);
+
+/* confine.c */
+long porthole_dma_confine(struct porthole_request *request);
+long porthole_dma_release(struct porthole_request *request);
+long porthole_dma_info(struct porthole_request *request);
+int porthole_confine_init(void);
+void porthole_confine_exit(void);
 
 #endif /* PORTHOLE_H */

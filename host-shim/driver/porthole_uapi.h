@@ -167,6 +167,66 @@ struct porthole_vm_window {
 	__s32 refusal;		/* out */
 };
 
+/* Why a device cannot be confined. */
+#define PORTHOLE_DMA_OBSTACLE_NONE	0
+#define PORTHOLE_DMA_OBSTACLE_BRIDGE	1	/* a bridge: it speaks for others */
+#define PORTHOLE_DMA_OBSTACLE_ALIAS	2	/* its accesses carry another function's id */
+#define PORTHOLE_DMA_OBSTACLE_IOMMU	3	/* the kernel has an IOMMU of its own for it */
+#define PORTHOLE_DMA_OBSTACLE_ADDRESS	4	/* its addresses are not the CPUs', or not coherent */
+#define PORTHOLE_DMA_OBSTACLE_KERNEL	5	/* the kernel lets no module serve its DMA API */
+
+/*
+ * PORTHOLE_DMA_CONFINE: takes a region of the kernel's memory, in one piece
+ * and zeroed, and confines a PCI function to it; from then on the kernel's DMA
+ * API for the device uses the region only, whatever driver is bound. Bus
+ * mastering is switched off first. The module cannot be unloaded until the
+ * function is released, or the device removed, which releases it.
+ *   EINVAL      size is 0, no multiple of the page size or above 64 MiB
+ *   ENODEV      no such function
+ *   EBUSY       a driver is bound to it
+ *   EEXIST      it is confined
+ *   EOPNOTSUPP  see obstacle
+ *   ETIMEDOUT   accesses of it are under way that do not end
+ *   ENOMEM      no such piece of memory is free: see available
+ */
+struct porthole_dma_confine {
+	__u64 size;		/* bytes, a multiple of the page size, at most 64 MiB */
+	__u64 pa;		/* out: where the region is */
+	__u64 available;	/* out: with ENOMEM a size that is free now, or 0 */
+	__u32 function;		/* segment << 16 | bus << 8 | device << 3 | function */
+	__u32 obstacle;		/* out: PORTHOLE_DMA_OBSTACLE_* */
+	__s32 refusal;		/* out */
+	__u32 reserved;
+};
+
+/*
+ * PORTHOLE_DMA_RELEASE: the function reaches what the host reaches again, its
+ * region is freed. Takes functions too that an earlier kernel has confined
+ * (kexec). EBUSY while a driver is bound, ENOENT if it is not confined.
+ */
+struct porthole_dma_release {
+	__u32 function;
+	__s32 refusal;		/* out */
+};
+
+/* PORTHOLE_DMA_INFO: one line of what the hypervisor knows of the host's DMA. */
+struct porthole_dma_info {
+	__u64 index;		/* 0 to 15: confined functions; 16 to 31: refused accesses */
+	__u32 kind;		/* out: PORTHOLE_DMA_*; what follows is 0 where it says nothing */
+	__u32 function;		/* out: or ~0 for a stream that is no function's */
+	__u64 pa;		/* out: confined: its region */
+	__u64 size;		/* out: confined: bytes */
+	__u64 used;		/* out: confined: bytes in use by its driver */
+	__u64 failed;		/* out: confined: requests of its driver that found no room */
+	__u64 stream;		/* out: faults: SMMU << 32 | StreamID */
+	__u64 count;		/* out: faults: how many */
+	__u64 address;		/* out: faults: of the last one, or ~0 */
+	__u32 event;		/* out: faults: of the last one: SMMU event, bit 8: a write */
+	__u32 owned;		/* out: confined: 1 if by this kernel */
+	__s32 refusal;		/* out */
+	__u32 reserved;
+};
+
 #define PORTHOLE_INFO		_IOR(PORTHOLE_IOC, 0x00, struct porthole_info)
 #define PORTHOLE_CREATE_VM	_IOWR(PORTHOLE_IOC, 0x01, struct porthole_create_vm)
 #define PORTHOLE_LIST		_IOWR(PORTHOLE_IOC, 0x02, struct porthole_list)
@@ -176,6 +236,9 @@ struct porthole_vm_window {
 #define PORTHOLE_PAGE_INFO	_IOWR(PORTHOLE_IOC, 0x06, struct porthole_page_info)
 #define PORTHOLE_PAGE_FIND	_IOWR(PORTHOLE_IOC, 0x07, struct porthole_page_find)
 #define PORTHOLE_VM_WINDOW	_IOWR(PORTHOLE_IOC, 0x08, struct porthole_vm_window)
+#define PORTHOLE_DMA_CONFINE	_IOWR(PORTHOLE_IOC, 0x09, struct porthole_dma_confine)
+#define PORTHOLE_DMA_RELEASE	_IOWR(PORTHOLE_IOC, 0x0a, struct porthole_dma_release)
+#define PORTHOLE_DMA_INFO	_IOWR(PORTHOLE_IOC, 0x0b, struct porthole_dma_info)
 
 /* ---- VM file ---------------------------------------------------------- */
 

@@ -3,6 +3,8 @@
  * edu_dma FUNCTION fetch ADDRESS...          DMA from each page into the device: prints its first word, and `mixed` or
  *                                            `whole` for whether all words of the page are that one
  * edu_dma FUNCTION store WORD ADDRESS...     DMA from the device onto each page, all of it this word
+ * edu_dma --through ADDRESS FUNCTION ...     the words go through this page of the host (/dev/porthole-peek) instead of
+ *                                            one of the process, for a device that does not reach all pages
  *
  * Root in user space, with a PCI device that can copy a page to and from any physical address (QEMU's `edu`), driven
  * through sysfs as a process with VFIO or UIO would. FUNCTION is the device's address, like 0000:00:05.0.
@@ -69,6 +71,20 @@ static void get_page(void)
 		fprintf(stderr, "pagemap does not tell\n");
 		exit(2);
 	}
+}
+
+/* A page by its address: one that the device reaches. */
+static void get_page_at(uint64_t address)
+{
+	int fd = open("/dev/porthole-peek", O_RDWR);
+
+	if (fd < 0)
+		die("/dev/porthole-peek");
+	page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, address);
+	if (page == MAP_FAILED)
+		die("mmap of /dev/porthole-peek");
+	close(fd);
+	page_address = address;
 }
 
 static void get_device(const char *function)
@@ -141,15 +157,20 @@ int main(int argc, char **argv)
 {
 	int i;
 
-	if (argc >= 4 && !strcmp(argv[2], "fetch")) {
+	if (argc >= 5 && !strcmp(argv[1], "--through")) {
+		get_page_at(strtoull(argv[2], NULL, 0));
+		argc -= 2;
+		argv += 2;
+	} else {
 		get_page();
+	}
+	if (argc >= 4 && !strcmp(argv[2], "fetch")) {
 		get_device(argv[1]);
 		for (i = 3; i < argc; i++)
 			fetch(strtoull(argv[i], NULL, 0));
 		return 0;
 	}
 	if (argc >= 5 && !strcmp(argv[2], "store")) {
-		get_page();
 		get_device(argv[1]);
 		fill(strtoull(argv[3], NULL, 0));
 		dma(page_address, BUFFER, 0);
@@ -157,6 +178,6 @@ int main(int argc, char **argv)
 			dma(BUFFER, strtoull(argv[i], NULL, 0), TO_MEMORY);
 		return 0;
 	}
-	fprintf(stderr, "usage: edu_dma FUNCTION fetch ADDRESS... | edu_dma FUNCTION store WORD ADDRESS...\n");
+	fprintf(stderr, "usage: edu_dma [--through ADDRESS] FUNCTION fetch ADDRESS... | ... store WORD ADDRESS...\n");
 	return 2;
 }

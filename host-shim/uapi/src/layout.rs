@@ -16,6 +16,37 @@ pub const RUN_SIZE: usize = 4096;
 /// Kinds of exits that the driver counts.
 pub const RUN_EXITS: usize = 11;
 
+/// Why a device cannot be confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmaObstacle {
+    /// A bridge: it speaks for others.
+    Bridge = 1,
+    /// Its accesses carry another function's id.
+    Alias = 2,
+    /// The kernel has an IOMMU of its own for it.
+    Iommu = 3,
+    /// Its addresses are not the CPUs', or not coherent with them.
+    Address = 4,
+    /// The kernel lets no module serve its DMA API.
+    Kernel = 5,
+}
+
+impl DmaObstacle {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Bridge,
+        Self::Alias,
+        Self::Iommu,
+        Self::Address,
+        Self::Kernel,
+    ];
+
+    /// The obstacle of a number; `None` for 0, which is none.
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|o| *o as u32 == number)
+    }
+}
+
 /// Flag bits of the eventfd calls.
 pub struct IrqFlags;
 
@@ -201,6 +232,61 @@ records! {
         bar: u32,
         /// Out: the hypervisor's error or 0.
         refusal: i32,
+    }
+    /// A PCI function to confine.
+    DmaConfine = "porthole_dma_confine" {
+        /// Bytes, a multiple of the page size, at most 64 MiB.
+        size: u64,
+        /// Out: where the region is.
+        pa: u64,
+        /// Out: with `ENOMEM` a size that is free now, or 0.
+        available: u64,
+        /// `porthole_abi::FunctionId`.
+        function: u32,
+        /// Out: [`DmaObstacle`]'s number.
+        obstacle: u32,
+        /// Out: the hypervisor's error or 0.
+        refusal: i32,
+        /// Zero.
+        reserved: u32,
+    }
+    /// A PCI function to release.
+    DmaRelease = "porthole_dma_release" {
+        /// `porthole_abi::FunctionId`.
+        function: u32,
+        /// Out: the hypervisor's error or 0.
+        refusal: i32,
+    }
+    /// What the hypervisor knows of the host's DMA at an index.
+    DmaInfo = "porthole_dma_info" {
+        /// Confined functions, then refused accesses.
+        index: u64,
+        /// Out: `porthole_abi::DmaRecord`.
+        kind: u32,
+        /// Out: `porthole_abi::FunctionId`, or all ones for a stream that is no function's.
+        function: u32,
+        /// Out, confined: its region.
+        pa: u64,
+        /// Out, confined: bytes.
+        size: u64,
+        /// Out, confined: bytes in use by its driver.
+        used: u64,
+        /// Out, confined: requests of its driver that found no room.
+        failed: u64,
+        /// Out, faults: SMMU in 63:32, StreamID.
+        stream: u64,
+        /// Out, faults: how many.
+        count: u64,
+        /// Out, faults: address of the last one, or all ones.
+        address: u64,
+        /// Out, faults: of the last one the SMMU's event, bit 8 for a write.
+        event: u32,
+        /// Out, confined: 1 if by this kernel.
+        owned: u32,
+        /// Out: the hypervisor's error or 0.
+        refusal: i32,
+        /// Zero.
+        reserved: u32,
     }
     /// Search for a page by owner.
     PageFind = "porthole_page_find" {

@@ -56,6 +56,9 @@ calls! {
     PAGE_INFO(PageInfo) = READ | WRITE, 0x06;
     PAGE_FIND(PageFind) = READ | WRITE, 0x07;
     VM_WINDOW(VmWindow) = READ | WRITE, 0x08;
+    DMA_CONFINE(DmaConfine) = READ | WRITE, 0x09;
+    DMA_RELEASE(DmaRelease) = READ | WRITE, 0x0a;
+    DMA_INFO(DmaInfo) = READ | WRITE, 0x0b;
     VM_LOAD(Load) = READ | WRITE, 0x20;
     VM_POPULATE(Populate) = READ | WRITE, 0x21;
     VM_FINALIZE(Finalize) = READ | WRITE, 0x22;

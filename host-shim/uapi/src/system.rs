@@ -5,10 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
-use porthole_abi::{PageOwner, StatKind, VMS_MAX};
+use porthole_abi::{FunctionId, PageOwner, StatKind, VMS_MAX};
 
 use crate::ioctl;
-use crate::layout::{Audit, CreateVm, Info, PageFind, PageInfo, Stats, VmEntry, VmWindow};
+use crate::layout::{
+    Audit, CreateVm, DmaConfine, DmaInfo, DmaRelease, Info, PageFind, PageInfo, Stats, VmEntry,
+    VmWindow,
+};
 use crate::number;
 use crate::{Error, Result, Vm};
 
@@ -99,6 +102,34 @@ impl System {
             Err(e) if e.refusal() == Some(porthole_abi::Error::NoWindow) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Confines a function of the host's PCI bus to a region, which `confine` names afterwards; after an error
+    /// `obstacle` and `available` say more.
+    pub fn dma_confine(&self, confine: &mut DmaConfine) -> Result<()> {
+        let done = ioctl::plain(&self.0, &number::DMA_CONFINE, confine);
+        ioctl::outcome(number::DMA_CONFINE.name, confine.refusal, done)
+    }
+
+    /// Gives a confined function the host's map again.
+    pub fn dma_release(&self, function: FunctionId) -> Result<()> {
+        let mut release = DmaRelease {
+            function: function.0,
+            refusal: 0,
+        };
+        let done = ioctl::plain(&self.0, &number::DMA_RELEASE, &mut release);
+        ioctl::outcome(number::DMA_RELEASE.name, release.refusal, done)
+    }
+
+    /// What stands at an index of `DMA_INFO`.
+    pub fn dma_info(&self, index: u64) -> Result<DmaInfo> {
+        let mut info = DmaInfo {
+            index,
+            ..DmaInfo::default()
+        };
+        let done = ioctl::plain(&self.0, &number::DMA_INFO, &mut info);
+        ioctl::outcome(number::DMA_INFO.name, info.refusal, done)?;
+        Ok(info)
     }
 
     /// Owner of the page at `pa`, the handle of its VM or 0, and how many pages from it on have the same. Where no

@@ -58,6 +58,11 @@ fn structures_and_numbers_equal_the_drivers_header() {
         ("PORTHOLE_RUN_CRASH", RunReason::Crash as u64),
         ("PORTHOLE_RUN_INTR", RunReason::Interrupted as u64),
         ("PORTHOLE_RUN_STOPPED", RunReason::Stopped as u64),
+        ("PORTHOLE_DMA_OBSTACLE_BRIDGE", DmaObstacle::Bridge as u64),
+        ("PORTHOLE_DMA_OBSTACLE_ALIAS", DmaObstacle::Alias as u64),
+        ("PORTHOLE_DMA_OBSTACLE_IOMMU", DmaObstacle::Iommu as u64),
+        ("PORTHOLE_DMA_OBSTACLE_ADDRESS", DmaObstacle::Address as u64),
+        ("PORTHOLE_DMA_OBSTACLE_KERNEL", DmaObstacle::Kernel as u64),
         ("PORTHOLE_IRQFD_DEASSIGN", IrqFlags::DEASSIGN.into()),
         ("PORTHOLE_IOEVENTFD_DEASSIGN", IrqFlags::DEASSIGN.into()),
         ("PORTHOLE_IOEVENTFD_DATAMATCH", IrqFlags::DATAMATCH.into()),
@@ -90,6 +95,14 @@ fn structures_and_numbers_equal_the_drivers_header() {
         assert_eq!(c, rust, "left: the header; right: this crate");
     }
     assert_eq!(said.lines().count(), rust.lines().count());
+}
+
+#[test]
+fn obstacles_are_found_by_number() {
+    for obstacle in DmaObstacle::ALL {
+        assert_eq!(DmaObstacle::from_number(obstacle as u32), Some(obstacle));
+    }
+    assert_eq!(DmaObstacle::from_number(0), None);
 }
 
 #[test]

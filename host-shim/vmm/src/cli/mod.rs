@@ -4,6 +4,7 @@
 pub mod config;
 pub mod console;
 pub mod disk;
+pub mod dma;
 pub mod keys;
 pub mod net;
 pub mod rng;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::console::{ConsoleArgs, Sink};
 pub use self::disk::{DiskArgs, DiskFormat};
+pub use self::dma::DmaCommand;
 pub use self::keys::{DeviceArgs, SwiotlbMode};
 pub use self::net::{Backend, NetArgs};
 pub use self::rng::RngArgs;
@@ -56,6 +58,9 @@ pub enum Command {
     ///
     /// Exit status 0 if it holds, 1 if not.
     Audit(OutputArgs),
+    /// Confine devices of the host to regions of memory, and show which are.
+    #[command(subcommand)]
+    Dma(DmaCommand),
     /// Print the hypervisor's log.
     Log(LogArgs),
     /// Show the hypervisor's counters.

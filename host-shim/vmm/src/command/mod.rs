@@ -1,6 +1,7 @@
 //! The subcommands: what each does, in a module of its own. Parsing is in `cli`.
 
 mod audit;
+mod dma;
 mod info;
 mod list;
 mod log;
@@ -51,6 +52,9 @@ pub enum CommandError {
     /// Options that do not go together.
     #[error(transparent)]
     Options(#[from] crate::cli::run::OptionsError),
+    /// A device that cannot be confined or released.
+    #[error(transparent)]
+    Dma(#[from] dma::DmaError),
     /// The configuration file.
     #[error(transparent)]
     Config(#[from] crate::cli::config::ConfigError),
@@ -112,6 +116,7 @@ pub fn execute(cli: &Cli) -> Result<u8, CommandError> {
         Command::Status(args) => status::status(&open()?, args),
         Command::Map(args) => map::map(&open()?, args),
         Command::Audit(args) => audit::audit(&open()?, args.json),
+        Command::Dma(command) => dma::dma(command, &open()?),
         Command::Log(args) => log::log(&open()?, args),
         Command::Stats(args) => stats::stats(&open()?, args.json),
         Command::Completions { shell } => manual::completions(*shell),
