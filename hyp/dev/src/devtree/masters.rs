@@ -391,7 +391,12 @@ impl<'a> Masters<'a> {
             self.keep(node.name, pairs(parent, node));
         }
         let is_harmless = HARMLESS.iter().any(|name| is_compatible(node, name));
-        is_harmless.then_some(()).ok_or(Why::Unknown)
+        // An ITS writes to memory; core guards those below the GIC's node.
+        let is_guarded =
+            !is_compatible(node, "arm,gic-v3-its") || is_compatible(parent, "arm,gic-v3");
+        (is_harmless && is_guarded)
+            .then_some(())
+            .ok_or(Why::Unknown)
     }
 
     /// The index of the SMMU with this phandle.

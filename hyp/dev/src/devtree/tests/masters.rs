@@ -249,6 +249,10 @@ fn what_may_write_to_memory_counts_as_outside() {
         });
     };
     assert_eq!(one(disabled), Why::Unknown);
+    // An ITS that is no part of the GIC is guarded by nobody.
+    let stray: fn(&mut FdtWriter) =
+        |fdt| device(fdt, "its@1000", "arm,gic-v3-its", &[0x1000, 0x1000]);
+    assert_eq!(one(stray), Why::Unknown);
     let broken_streams: fn(&mut FdtWriter) = |fdt| {
         device_with(fdt, "dma@1000", "acme,dma", &[0x1000, 0x1000], |fdt| {
             fdt.property_array_u32("iommus", &[5]).unwrap();
