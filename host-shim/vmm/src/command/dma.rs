@@ -234,6 +234,34 @@ fn table(entries: &Vec<Entry>) -> String {
     text
 }
 
+fn all(system: &System) -> Result<Vec<Entry>, CommandError> {
+    let indexes = 0..(DMA_CONFINED_MAX + DMA_SOURCES_MAX) as u64;
+    let records: Result<Vec<_>, _> = indexes.map(|index| system.dma_info(index)).collect();
+    Ok(entries(&records?))
+}
+
+/// A device of the host that the SMMU refused something.
+#[derive(Debug, Serialize)]
+pub(super) struct Refused {
+    /// Its PCI function, or its stream if no function is known.
+    pub function: String,
+    /// Accesses refused since boot.
+    pub refused: u64,
+    /// The last of them.
+    pub last: Option<String>,
+}
+
+/// The devices that were refused something, confined or not.
+pub(super) fn refused(system: &System) -> Result<Vec<Refused>, CommandError> {
+    let all = all(system)?.into_iter().filter(|e| e.refused != 0);
+    let refused = all.map(|e| Refused {
+        function: e.function,
+        refused: e.refused,
+        last: e.last_refused,
+    });
+    Ok(refused.collect())
+}
+
 pub(super) fn dma(command: &DmaCommand, system: &System) -> Result<u8, CommandError> {
     match command {
         DmaCommand::Confine { function, size } => {
@@ -256,9 +284,7 @@ pub(super) fn dma(command: &DmaCommand, system: &System) -> Result<u8, CommandEr
             .dma_release(function.0)
             .map_err(|error| failed(error, function.0, &DmaConfine::default()))?,
         DmaCommand::List(args) => {
-            let indexes = 0..(DMA_CONFINED_MAX + DMA_SOURCES_MAX) as u64;
-            let records: Result<Vec<_>, _> = indexes.map(|index| system.dma_info(index)).collect();
-            show(&entries(&records?), args.json, table)?;
+            show(&all(system)?, args.json, table)?;
         }
     }
     Ok(0)

@@ -1,5 +1,6 @@
 //! `porthole status VM`: vCPUs with their exits, devices with their windows; once, or again and again.
-//! The numbers come from the control socket of the VM's own `porthole run`.
+//! The numbers come from the control socket of the VM's own `porthole run`; what devices of the host were refused,
+//! from the hypervisor.
 
 use std::fmt::Write as _;
 use std::io;
@@ -10,6 +11,7 @@ use porthole_abi::PAGE_SIZE;
 use porthole_uapi::{System, VmEntry};
 use serde_json::Value;
 
+use super::dma;
 use super::list::process_name;
 use super::{CommandError, bytes, print};
 use crate::cli::StatusArgs;
@@ -149,7 +151,22 @@ fn text(status: &Value) -> String {
             number(device, "faults"),
         );
     }
+    for device in each(&status["dma_refused"]) {
+        let _ = writeln!(
+            text,
+            "\nhost device {}: {} accesses refused, the last a {}",
+            word(device, "function"),
+            number(device, "refused"),
+            word(device, "last"),
+        );
+    }
     text
+}
+
+/// What the VM's own process says, and which devices of the host the SMMU refused something.
+fn gather(system: &System, mut status: Value) -> Result<Value, CommandError> {
+    status["dma_refused"] = serde_json::to_value(dma::refused(system)?)?;
+    Ok(status)
 }
 
 pub(super) fn status(system: &System, args: &StatusArgs) -> Result<u8, CommandError> {
@@ -159,7 +176,7 @@ pub(super) fn status(system: &System, args: &StatusArgs) -> Result<u8, CommandEr
         vm: args.vm.clone(),
         source,
     };
-    let mut status = ask(handle).map_err(failed)?;
+    let mut status = gather(system, ask(handle).map_err(failed)?)?;
     let Some(period) = args.watch else {
         let shown = if args.json {
             format!("{}\n", serde_json::to_string_pretty(&status)?)
@@ -177,7 +194,7 @@ pub(super) fn status(system: &System, args: &StatusArgs) -> Result<u8, CommandEr
         })?;
         std::thread::sleep(Duration::from_secs(period.into()));
         status = match ask(handle) {
-            Ok(status) => status,
+            Ok(status) => gather(system, status)?,
             // It ended while one watched: its socket goes first, then the VM.
             Err(e) if GONE.contains(&e.kind()) => return Ok(0),
             Err(e) => return Err(failed(e)),
@@ -234,6 +251,9 @@ mod tests {
                 "name": "net0", "running": true, "needs_reset": true, "window_bar": null,
                 "window_ipa": null,
             }],
+            "dma_refused": [{
+                "function": "0000:00:06.0", "refused": 63, "last": "write at 0x48000000",
+            }],
         });
         let text = text(&status);
         for part in [
@@ -242,6 +262,7 @@ mod tests {
             "34",
             "disk0      running  BAR 4   0x10000000   1.0 MiB      5     99       1234",
             "net0       broken   shared     nowhere",
+            "host device 0000:00:06.0: 63 accesses refused, the last a write at 0x48000000",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
