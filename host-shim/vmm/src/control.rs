@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use porthole_abi::{ExitKind, VmState};
@@ -67,8 +67,8 @@ pub struct Source {
     pub protected: bool,
     /// Its vCPUs' run pages, in order.
     pub pages: Vec<RunPage>,
-    /// Its devices.
-    pub functions: Vec<Arc<VirtioPci>>,
+    /// Its devices; not held, since each cleans up (a socket's file, an interface) when the VM is dropped.
+    pub functions: Vec<Weak<VirtioPci>>,
 }
 
 /// Exits by the names of their kinds; those that never happened are left out.
@@ -101,7 +101,12 @@ impl Source {
             metadata_free: info.metadata_free,
             windows: info.windows,
             vcpus: vcpus.collect(),
-            devices: self.functions.iter().map(|f| f.status()).collect(),
+            devices: self
+                .functions
+                .iter()
+                .filter_map(Weak::upgrade)
+                .map(|f| f.status())
+                .collect(),
         })
     }
 }

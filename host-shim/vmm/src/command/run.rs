@@ -50,7 +50,7 @@ pub(super) fn run(
         name: args.name.clone(),
         protected: !args.unprotected,
         pages: machine.vcpus.iter().map(|v| v.page().clone()).collect(),
-        functions: machine.functions.clone(),
+        functions: machine.functions.iter().map(Arc::downgrade).collect(),
     });
     let status = status
         .inspect_err(|e| tracing::warn!("`porthole status` will not find this VM: {e}"))
