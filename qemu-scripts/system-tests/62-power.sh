@@ -112,6 +112,7 @@ tell_guest "awake" && porthole audit && end_guest && nothing_left'
 # hypervisor that is as at boot, and runs guests of its own.
 st_a_second_kernel_takes_over_by_kexec() {
     local root status=0
+    load_io_state || return 1
     root=$(mktemp -d "$PORTHOLE_OUT/kexec.XXXXXX")
     mkdir -p "$root/root/lib/io"
     cp "$IO_KERNEL_DIR/Image" "$root/root/lib/io/"
