@@ -1,12 +1,14 @@
 //! a62: the interrupt controller as the host's DMA engine. ITS tables, command queue, ITTs and LPI tables on pages that
-//! are not the host's, pages given away after they became tables, commands that lie or change while they are read.
+//! are not the host's, pages given away after they became tables, commands that lie. What two CPUs do at once is in `races`.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+pub mod races;
+
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use porthole_abi::{Error, HostFunction, PAGE_SIZE, PageOwner};
 use porthole_runtime::mmu::{self, Attr, KERNEL_BASE};
 use porthole_runtime::probe::{self, El0, Fault};
-use porthole_runtime::{exception, gic, reg, timer};
+use porthole_runtime::{exception, gic, reg};
 
 use crate::harness::{self, Failure};
 use crate::hyp::{call, owner, owners};
@@ -20,9 +22,6 @@ tests![
     a62_tables_are_not_given_away,
     a62_taken_tables_are_out_of_reach_and_come_back_clean,
     a62_commands_that_name_protected_pages_stall,
-    a62_commands_that_change_while_they_are_read,
-    a62_two_cpus_place_the_same_table,
-    a62_donation_races_with_placing,
     a62_queue_wraps_and_offsets_beyond_it_wait,
     a62_registers_take_any_value,
     a62_accesses_of_wrong_width_or_by_users_abort,
@@ -42,8 +41,6 @@ const PENDBASER: u64 = GICR + 0x78;
 const VALID: u64 = 1 << 63;
 const PAGE_64K: u64 = 2 << 8;
 const BLOCK: u64 = 0x1_0000;
-/// Bytes of an entry of an ITT on QEMU, which holds entries nowhere else.
-const ITT_ENTRY: u64 = 12;
 
 fn read(at: u64) -> u64 {
     probe::read(at, 0).expect("a register of the ITS or a redistributor")
@@ -313,122 +310,6 @@ fn a62_commands_that_name_protected_pages_stall() -> Result<(), Failure> {
     check!(its.command(mapd(1, itt, 3)));
     off();
     ok!(vm.destroy());
-    Ok(())
-}
-
-static SLOT: AtomicU64 = AtomicU64::new(0);
-static GOOD: AtomicU64 = AtomicU64::new(0);
-static BAD: AtomicU64 = AtomicU64::new(0);
-/// How often the command has changed.
-static TURNS: AtomicU64 = AtomicU64::new(0);
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Changes a command's ITT, a good one or one in the hypervisor, and its bits, 5 or more than there are, all the time.
-fn change_command() {
-    let [slot, good, bad] = [&SLOT, &GOOD, &BAD].map(|a| a.load(Ordering::Acquire));
-    let mut turn = 0u64;
-    while !STOP.load(Ordering::Acquire) {
-        arena::poke(slot + 16, VALID | if turn & 1 == 0 { good } else { bad });
-        arena::poke(slot + 8, if turn & 2 == 0 { 4 } else { 31 });
-        turn += 1;
-        TURNS.store(turn, Ordering::Release);
-    }
-}
-
-fn a62_commands_that_change_while_they_are_read() -> Result<(), Failure> {
-    let mut its = Its::new();
-    let good = block();
-    GOOD.store(good, Ordering::Release);
-    BAD.store(arena::hyp_page(), Ordering::Release);
-    let before = owners()[PageOwner::Hyp as usize];
-    let end = reg::counter() + timer::ticks(60_000_000);
-    let (mut done, mut refused) = (0, 0);
-    while done < 16 || refused < 16 {
-        its.put(mapd(1, good, 4));
-        STOP.store(false, Ordering::Release);
-        SLOT.store(its.queue + its.tail, Ordering::Release);
-        TURNS.store(0, Ordering::Release);
-        harness::start(1, change_command);
-        let next = (its.tail + 32) % PAGE_SIZE;
-        // Each write has it read once more, until it is good as a whole.
-        loop {
-            // It changes meanwhile: another CPU that is not let run (QEMU's lock is not fair) would prove nothing.
-            let turn = TURNS.load(Ordering::Acquire);
-            while TURNS.load(Ordering::Acquire) == turn && reg::counter() < end {
-                core::hint::spin_loop();
-            }
-            if reg::counter() >= end {
-                STOP.store(true, Ordering::Release);
-            }
-            check!(reg::counter() < end);
-            write(CWRITER, next | 1);
-            if read(CREADR) == next {
-                break;
-            }
-            refused += 1;
-        }
-        done += 1;
-        STOP.store(true, Ordering::Release);
-        harness::wait(1);
-        its.tail = next;
-        // The command that was checked is the one that the ITS got: it knows 32 events, and its entries are in the ITT.
-        check_eq!(owner(good), PageOwner::Pinned);
-        arena::poke(good + 30 * ITT_ENTRY, 0);
-        check!(its.command([1 << 32 | 10, 8192 << 32 | 30, 0, 0]));
-        check!(!its.command([1 << 32 | 10, 8192 << 32 | 32, 0, 0]));
-        check!(its.command([5, 0, 0, 0]));
-        check!(arena::peek(good + 30 * ITT_ENTRY) != 0);
-    }
-    porthole_runtime::println!("  {done} done, {refused} refused");
-    check_eq!(owners()[PageOwner::Hyp as usize], before);
-    off();
-    check_eq!(owner(good), PageOwner::Host);
-    Ok(())
-}
-
-fn place_tables() {
-    let table = GOOD.load(Ordering::Acquire);
-    while !STOP.load(Ordering::Acquire) {
-        let _ = probe::write(COLLECTIONS, VALID | table | PAGE_64K);
-        let _ = probe::write(COLLECTIONS, 0);
-    }
-}
-
-fn a62_two_cpus_place_the_same_table() -> Result<(), Failure> {
-    let table = block();
-    GOOD.store(table, Ordering::Release);
-    STOP.store(false, Ordering::Release);
-    harness::start(1, place_tables);
-    for _ in 0..60 {
-        write(DEVICES, VALID | table | PAGE_64K);
-        let valid = read(DEVICES) & VALID != 0;
-        check!(!valid || owner(table) == PageOwner::HwTable);
-        write(DEVICES, 0);
-    }
-    STOP.store(true, Ordering::Release);
-    harness::wait(1);
-    off();
-    check_eq!(owner(table), PageOwner::Host);
-    Ok(())
-}
-
-fn a62_donation_races_with_placing() -> Result<(), Failure> {
-    // Donated and reclaimed VM by VM, while another CPU makes a table of the page.
-    let table = block();
-    GOOD.store(table, Ordering::Release);
-    STOP.store(false, Ordering::Release);
-    harness::start(1, place_tables);
-    let mut given = 0;
-    for _ in 0..12 {
-        let mut vm = Vm::puppet(1);
-        given += u32::from(vm.donate(table, RAM + 0x10_0000, 1, 0).is_ok());
-        ok!(vm.destroy());
-    }
-    STOP.store(true, Ordering::Release);
-    harness::wait(1);
-    porthole_runtime::println!("  {given} of 12 donated");
-    off();
-    check_eq!(owner(table), PageOwner::Host);
     Ok(())
 }
 

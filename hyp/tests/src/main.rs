@@ -49,6 +49,7 @@ fn main(_dtb: u64) -> ! {
         calls::TESTS,
         interrupts::TESTS,
         its::TESTS,
+        its::races::TESTS,
         dma::TESTS,
         confine::TESTS,
     ])
