@@ -154,7 +154,9 @@ impl VirtualInterface {
             gic.ap1r[2] = ICH_AP1R2_EL2.get();
             gic.ap1r[3] = ICH_AP1R3_EL2.get();
         }
-        self.write_list_registers(&[]);
+        if self.in_use.get() != 0 {
+            self.write_list_registers(&[]);
+        }
         ICH_HCR_EL2.set(0);
         self.hcr.set(0);
     }

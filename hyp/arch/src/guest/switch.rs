@@ -18,7 +18,7 @@ use super::fp::HostFp;
 use super::gic_cpu::{self, GicCpu, Redistributor};
 use super::gic_virtual::VirtualInterface;
 use super::profiling::HostProfiling;
-use super::traps::{self, HostControls};
+use super::traps::{GuestControls, HostControls};
 use super::{el1, id_regs, inject, timer};
 
 /// TCR_EL1.EPD0 and EPD1: no table walk for either half.
@@ -32,12 +32,15 @@ const EC_SYSTEM_REGISTER: u64 = 0x18;
 /// Op0 of the debug registers, in the syndrome's bits 21:20.
 const DEBUG_OP0: u64 = 2;
 
-/// The host's state while a vCPU is loaded.
+/// What the CPU has, and the host's state while a vCPU is loaded.
 struct Host {
+    features: CpuFeatures,
     el1: El1Regs,
     pauth: PauthKeys,
     timer: TimerRegs,
     controls: HostControls,
+    /// What the controls become for a guest.
+    for_guest: GuestControls,
     profiling: HostProfiling,
     debug: HostDebug,
     fp: HostFp,
@@ -46,7 +49,6 @@ struct Host {
 /// One physical CPU's share in running guests.
 pub struct GuestCpu {
     id: Cell<CpuId>,
-    features: Cell<CpuFeatures>,
     gic: GicCpu,
     virtual_gic: VirtualInterface,
     loaded: Cell<bool>,
@@ -58,11 +60,11 @@ impl GuestCpu {
     pub const fn new() -> Self {
         Self {
             id: Cell::new(CpuId(0)),
-            features: Cell::new(CpuFeatures::NONE),
             gic: GicCpu::new(),
             virtual_gic: VirtualInterface::new(),
             loaded: Cell::new(false),
             host: RefCell::new(Host {
+                features: CpuFeatures::NONE,
                 el1: ZERO_EL1,
                 pauth: PauthKeys([0; 10]),
                 timer: TimerRegs {
@@ -71,6 +73,7 @@ impl GuestCpu {
                     cntvoff: 0,
                 },
                 controls: HostControls::new(),
+                for_guest: GuestControls::new(),
                 profiling: HostProfiling::new(),
                 debug: HostDebug::new(),
                 fp: HostFp::new(),
@@ -81,10 +84,13 @@ impl GuestCpu {
     /// Reads this CPU's features and resets its virtual CPU interface. Call it on the CPU itself, once on each way
     /// up (also after CPU_OFF), with EL2's own controls and ZCR_EL2 set for the host.
     pub fn init(&self, id: CpuId, redistributor: Redistributor) {
+        let features = CpuFeatures::read();
+        let host = &mut *self.host.borrow_mut();
+        host.for_guest = GuestControls::of(&features);
+        host.features = features;
         self.id.set(id);
-        self.features.set(CpuFeatures::read());
         self.gic.init(redistributor);
-        self.virtual_gic.reset(&self.features.get());
+        self.virtual_gic.reset(&features);
         self.loaded.set(false);
     }
 
@@ -95,12 +101,12 @@ impl GuestCpu {
 
     /// What the CPU has.
     pub fn features(&self) -> CpuFeatures {
-        self.features.get()
+        self.host.borrow().features
     }
 
     /// Number of list registers, 1 to 16.
     pub fn list_registers(&self) -> usize {
-        usize::from(self.features.get().list_registers)
+        usize::from(self.host.borrow().features.list_registers)
     }
 
     /// Saves the host's state and loads the vCPU's: EL1 registers, keys, timer, virtual CPU interface, debug,
@@ -112,7 +118,7 @@ impl GuestCpu {
     pub fn load(&self, vcpu: &mut VcpuContext) {
         debug_assert!(!self.loaded.get());
         let host = &mut *self.host.borrow_mut();
-        let features = &self.features.get();
+        let features = &host.features;
 
         host.controls.save(features);
         host.el1.sctlr = SCTLR_EL1.get();
@@ -127,7 +133,8 @@ impl GuestCpu {
 
         stop_walks(host.el1.sctlr, host.el1.tcr);
         el1::load(&vcpu.el1);
-        host.controls.load_guest(vcpu, features, enter::vectors());
+        host.controls
+            .load_guest(vcpu, features, &host.for_guest, enter::vectors());
         isb(SY);
         resume_walks(vcpu.el1.sctlr, vcpu.el1.tcr);
 
@@ -177,19 +184,16 @@ impl GuestCpu {
     fn handle_inside(&self, vcpu: &mut VcpuContext, esr: u64) -> bool {
         match (esr >> 26) & 0x3f {
             EC_FP if !vcpu.fp_live => {
-                self.host.borrow_mut().fp.give_to_guest(
-                    &vcpu.fp,
-                    traps::guest_cptr(&self.features.get()),
-                    self.features.get().sve,
-                );
+                let host = &mut *self.host.borrow_mut();
+                host.fp
+                    .give_to_guest(&vcpu.fp, host.for_guest.cptr(), host.features.sve);
                 vcpu.fp_live = true;
                 true
             }
-            EC_SYSTEM_REGISTER if (esr >> 20) & 3 == DEBUG_OP0 => self
-                .host
-                .borrow_mut()
-                .debug
-                .access(vcpu, esr, &self.features.get()),
+            EC_SYSTEM_REGISTER if (esr >> 20) & 3 == DEBUG_OP0 => {
+                let host = &mut *self.host.borrow_mut();
+                host.debug.access(vcpu, esr, &host.features)
+            }
             _ => false,
         }
     }
@@ -198,7 +202,7 @@ impl GuestCpu {
     pub fn put(&self, vcpu: &mut VcpuContext) {
         debug_assert!(self.loaded.get());
         let host = &mut *self.host.borrow_mut();
-        let features = &self.features.get();
+        let features = &host.features;
 
         timer::save(&mut vcpu.timer);
         timer::load(&host.timer);
@@ -260,12 +264,12 @@ impl GuestCpu {
 
     /// 64 random bits from RNDR, `None` if the CPU has none (now).
     pub fn random(&self) -> Option<u64> {
-        self.features.get().rng.then(id_regs::rndr).flatten()
+        self.has_random().then(id_regs::rndr).flatten()
     }
 
     /// Whether the CPU has RNDR.
     pub fn has_random(&self) -> bool {
-        self.features.get().rng
+        self.host.borrow().features.rng
     }
 }
 

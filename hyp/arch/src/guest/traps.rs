@@ -44,47 +44,60 @@ pub const CPTR_GUEST: u64 = CPTR::RES1_LOW.mask
     | CPTR::RES1_HIGH::SET.value
     | CPTR::TTA::SET.value;
 
-/// CPTR_EL2 of a guest on this CPU.
-pub fn guest_cptr(features: &CpuFeatures) -> u64 {
-    if features.amu {
-        CPTR_GUEST | CPTR::TAM::SET.value
-    } else {
-        CPTR_GUEST
-    }
+/// EL2's controls of any guest on one CPU: what its features make of the constants above. Worked out once, since every
+/// load of a vCPU needs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestControls {
+    hcr: u64,
+    cptr: u64,
+    mdcr: u64,
+    /// Bits of MDCR_EL2 that stay the host's: the split of the counters. Without TPM it would be the guest's view.
+    mdcr_kept: u64,
+    hcrx: u64,
 }
 
-/// HCR_EL2 of a guest on this CPU, before the bits of its context.
-pub fn guest_hcr(features: &CpuFeatures) -> u64 {
-    let mut hcr = HCR_GUEST;
-    if features.pauth {
-        hcr |= (HCR_EL2::API::SET + HCR_EL2::APK::SET).value;
+impl GuestControls {
+    /// All zero: no guest may run with them.
+    pub const fn new() -> Self {
+        Self {
+            hcr: 0,
+            cptr: 0,
+            mdcr: 0,
+            mdcr_kept: 0,
+            hcrx: 0,
+        }
     }
-    if features.lor {
-        hcr |= HCR_EL2::TLOR::SET.value;
-    }
-    if features.ras {
-        hcr |= HCR_EL2::TERR::SET.value;
-    }
-    if features.mte {
-        hcr |= HCR_EL2::TID5::SET.value;
-    }
-    hcr
-}
 
-fn guest_mdcr(features: &CpuFeatures, host: u64) -> u64 {
-    let mut mdcr = MDCR_GUEST;
-    if features.pmu {
-        // The split of the counters stays as it is; without TPM it would be the guest's view.
-        mdcr |= (MDCR_EL2::TPM::SET + MDCR_EL2::TPMCR::SET).value
-            | (host & (MDCR_EL2::HPMN.mask << MDCR_EL2::HPMN.shift));
+    /// Those of a CPU with these features.
+    pub fn of(features: &CpuFeatures) -> Self {
+        let set = |feature: bool, bits: u64| if feature { bits } else { 0 };
+        Self {
+            hcr: HCR_GUEST
+                | set(
+                    features.pauth,
+                    (HCR_EL2::API::SET + HCR_EL2::APK::SET).value,
+                )
+                | set(features.lor, HCR_EL2::TLOR::SET.value)
+                | set(features.ras, HCR_EL2::TERR::SET.value)
+                | set(features.mte, HCR_EL2::TID5::SET.value),
+            cptr: CPTR_GUEST | set(features.amu, CPTR::TAM::SET.value),
+            mdcr: MDCR_GUEST
+                | set(
+                    features.pmu,
+                    (MDCR_EL2::TPM::SET + MDCR_EL2::TPMCR::SET).value,
+                )
+                | set(features.spe, MDCR_EL2::TPMS::SET.value)
+                | set(features.trace_filter, MDCR_EL2::TTRF::SET.value),
+            mdcr_kept: set(features.pmu, MDCR_EL2::HPMN.mask << MDCR_EL2::HPMN.shift),
+            // TCR2, SCTLR2, GCS, FPMR, LS64 and their like are off and trapped; memory copies carry no state.
+            hcrx: set(features.mops, HCRX::MSC_EN::SET.value),
+        }
     }
-    if features.spe {
-        mdcr |= MDCR_EL2::TPMS::SET.value;
+
+    /// CPTR_EL2.
+    pub fn cptr(&self) -> u64 {
+        self.cptr
     }
-    if features.trace_filter {
-        mdcr |= MDCR_EL2::TTRF::SET.value;
-    }
-    mdcr
 }
 
 macro_rules! host_controls {
@@ -145,20 +158,21 @@ host_controls! {
 impl HostControls {
     /// Loads a guest's controls over these, which were saved. Stage 2 becomes the guest's: no walk of EL1's stage 1
     /// may be possible meanwhile.
-    pub fn load_guest(&self, vcpu: &VcpuContext, features: &CpuFeatures, vectors: u64) {
+    pub fn load_guest(
+        &self,
+        vcpu: &VcpuContext,
+        features: &CpuFeatures,
+        guest: &GuestControls,
+        vectors: u64,
+    ) {
         VBAR_EL2.set(vectors);
-        CPTR_EL2.set(guest_cptr(features));
-        MDCR_EL2.set(guest_mdcr(features, self.mdcr));
+        CPTR_EL2.set(guest.cptr);
+        MDCR_EL2.set(guest.mdcr | self.mdcr & guest.mdcr_kept);
         HSTR_EL2.set(HSTR_GUEST);
         // Neither the physical timer nor its counter: EL1PCEN and EL1PCTEN are zero, as is every bit of FEAT_ECV.
         CNTHCTL_EL2.set(0);
         if features.hcx {
-            // TCR2, SCTLR2, GCS, FPMR, LS64 and their like are off and trapped; memory copies carry no state.
-            if features.mops {
-                HCRX_EL2.write(HCRX::MSC_EN::SET);
-            } else {
-                HCRX_EL2.set(0);
-            }
+            HCRX_EL2.set(guest.hcrx);
         }
         if features.mpam {
             MPAM2_EL2.modify(MPAM2::TRAPMPAM0EL1::SET + MPAM2::TRAPMPAM1EL1::SET);
@@ -182,6 +196,6 @@ impl HostControls {
         VMPIDR_EL2.set(vcpu.vmpidr);
         VTCR_EL2.set(vcpu.vtcr);
         VTTBR_EL2.set(vcpu.vttbr);
-        HCR_EL2.set(guest_hcr(features) | vcpu.hcr_extra);
+        HCR_EL2.set(guest.hcr | vcpu.hcr_extra);
     }
 }
