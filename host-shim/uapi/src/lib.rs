@@ -9,16 +9,18 @@ mod layout;
 mod number;
 mod system;
 pub mod tap;
+mod values;
 mod vcpu;
 mod vm;
 
 pub use ioctl::{read_vectored, read_vectored_at, write_vectored, write_vectored_at};
 pub use layout::{
-    Audit, CreateVm, DmaConfine, DmaInfo, DmaObstacle, Info, IrqFlags, LogRead, PageFind, PageInfo,
-    REGIONS_MAX, RUN_EXITS, RUN_SIZE, RunReason, UAPI_VERSION, VmEntry, VmInfo, VmWindow,
-    WINDOW_UNMAPPED, WindowCreate, WindowInfo,
+    Audit, CreateVm, DmaConfine, DmaInfo, Info, LogRead, PageFind, PageInfo, REGIONS_MAX,
+    RUN_EXITS, RUN_SIZE, UAPI_VERSION, VmEntry, VmInfo, VmWindow, WINDOW_UNMAPPED, WindowCreate,
+    WindowInfo,
 };
 pub use system::{DEVICE, System};
+pub use values::{DmaObstacle, IrqFlags, RunReason};
 pub use vcpu::{RunExit, RunPage, Vcpu};
 pub use vm::Vm;
 

@@ -10,8 +10,9 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory};
 
 use crate::ioctl;
-use crate::layout::{RUN_EXITS, RUN_SIZE, Run, RunMmio, RunReason};
+use crate::layout::{RUN_EXITS, RUN_SIZE, Run, RunMmio};
 use crate::number;
+use crate::values::RunReason;
 use crate::vm::map_error;
 use crate::{Error, Result};
 

@@ -11,10 +11,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::ioctl::{self, outcome};
 use crate::layout::{
-    CreateVcpu, Finalize, IoEventFd, IrqFd, IrqFlags, IrqLine, Measurement, Populate, VmInfo,
+    CreateVcpu, Finalize, IoEventFd, IrqFd, IrqLine, Measurement, Populate, VmInfo,
     WINDOW_UNMAPPED, WindowCreate, WindowDestroy, WindowFunction, WindowInfo, WindowMove,
 };
 use crate::number;
+use crate::values::IrqFlags;
 use crate::{Error, Result, Vcpu};
 
 /// A VM.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::*;
 use crate::number;
+use crate::values::{DmaObstacle, IrqFlags, RunReason};
 
 /// Compiles a program against the header that prints what the C side thinks, and compares line by line.
 #[test]
