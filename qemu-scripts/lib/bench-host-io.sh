@@ -15,9 +15,11 @@ IO_REPEAT=${PORTHOLE_BENCH_REPEAT:-3}
 # shellcheck disable=SC2016 # for the host's shell
 IO_BENCHES=(
     'virtio-blk 4 KiB random|operation|256|2304|load /dev/vda randread 4k $((N * 4))k'
-    'virtio-blk 1 MiB sequential|MiB|8|520|load /dev/vda read 1M ${N}M'
+    'virtio-blk 1 MiB sequential read|MiB|8|264|load /dev/vda read 1M ${N}M'
+    'virtio-blk 1 MiB sequential write|MiB|8|264|load /dev/vda write 1M ${N}M'
     'NVMe 4 KiB random|operation|256|2304|load /dev/nvme0n1 randread 4k $((N * 4))k'
-    'NVMe 1 MiB sequential|MiB|8|520|load /dev/nvme0n1 read 1M ${N}M'
+    'NVMe 1 MiB sequential read|MiB|8|264|load /dev/nvme0n1 read 1M ${N}M'
+    'NVMe 1 MiB sequential write|MiB|8|264|load /dev/nvme0n1 write 1M ${N}M'
     'TCP, e1000 to virtio-net|MiB|4|36|stream'
 )
 # Guests of two sizes, all memory donated before they start: MiB.
@@ -149,13 +151,13 @@ per_operation() {
 io_table() {
     local entry name unit a b json=''
     exec 3<<<"$1" 4<<<"$2"
-    printf '%-28s %-10s %12s %12s %8s\n' 'load' 'one' 'bare' 'Porthole' 'ratio'
+    printf '%-32s %-10s %12s %12s %8s\n' 'load' 'one' 'bare' 'Porthole' 'ratio'
     for entry in "${IO_BENCHES[@]}"; do
         IFS='|' read -r name unit _ <<<"$entry"
         read -r a <&3
         read -r b <&4
         # As throughput: above 1 is better than bare.
-        printf '%-28s %-10s %12s %12s %8s\n' "$name" "$unit" "$a" "$b" "$(ratio "$a" "$b")"
+        printf '%-32s %-10s %12s %12s %8s\n' "$name" "$unit" "$a" "$b" "$(ratio "$a" "$b")"
         json+="${json:+,}"$'\n'"  \"$name\": {\"unit\": \"$unit\", \"bare\": $a, \"porthole\": $b, \"ratio\": $(ratio "$a" "$b")}"
     done
     printf '{%s\n}\n' "$json" >"$BENCH_OUT/host-io.json"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The el2 tier: the hostile host in place of Linux, driving the real hypervisor under QEMU; and the world switch alone.
-# It reports on the first serial port and switches the machine off; no last line means the run failed.
+# It reports on the first serial port, resets the machine once and switches it off; no last line means the run failed.
 
 EL2_CPUS=(cortex-a72 "max,pauth-impdef=on")
 EL2_SMP=4
@@ -15,7 +15,7 @@ hostile_run() {
     guest_modules "$PORTHOLE_OUT/$profile/tests/hostile-host.bin" "hostile" 
     : >"$base.console"
     timeout "$EL2_SECONDS" qemu-system-aarch64 "${MACHINE_ARGS[@]}" \
-        -kernel "$PORTHOLE_OUT/$profile/hyp/porthole-hyp.bin" "${MODULE_ARGS[@]}" -no-reboot \
+        -kernel "$PORTHOLE_OUT/$profile/hyp/porthole-hyp.bin" "${MODULE_ARGS[@]}" \
         -device edu,dma_mask=0xffffffffffffffff -serial "file:$base.console" -serial "file:$base.hyp" </dev/null || status=$?
     while IFS= read -r line || [ -n "$line" ]; do
         line=${line%$'\r'}

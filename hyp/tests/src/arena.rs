@@ -22,9 +22,14 @@ fn base() -> u64 {
     (entry::image_range().end + 0x1f_ffff) & !0x1f_ffff
 }
 
+/// A page before all that is handed out, which stays as it is.
+pub fn note() -> u64 {
+    base()
+}
+
 /// Starts over. Every page handed out before is free again.
 pub fn reset() {
-    NEXT.store(base(), Ordering::Relaxed);
+    NEXT.store(base() + PAGE_SIZE, Ordering::Relaxed);
     END.store(ram_end(), Ordering::Relaxed);
 }
 

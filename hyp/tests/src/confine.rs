@@ -7,7 +7,7 @@ use porthole_abi::{
     DMA_CONFINED_MAX, DMA_PAGES_MAX, DmaRecord, Error, FunctionId, HostFunction, PAGE_SIZE,
     PageOwner,
 };
-use porthole_runtime::{reg, timer};
+use porthole_runtime::{probe, reg, timer};
 
 use crate::dma::{faults, out_of_reach};
 use crate::edu::Edu;
@@ -25,6 +25,7 @@ tests![
     a60_confine_and_release_on_another_cpu_under_dma,
     a03_confined_pages_are_neither_given_away_nor_shared,
     a02_regions_that_are_not_the_hosts_own,
+    a62_tables_of_the_interrupt_controller_are_no_region,
     a02_confine_range_arithmetic,
     a02_functions_that_cannot_be_confined,
     a06_every_slot_of_confined_functions,
@@ -288,6 +289,41 @@ fn a02_regions_that_are_not_the_hosts_own() -> Result<(), Failure> {
         ok!(confine(id, page, 1));
         ok!(release(id));
     }
+    Ok(())
+}
+
+fn a62_tables_of_the_interrupt_controller_are_no_region() -> Result<(), Failure> {
+    // GITS_BASER0 of QEMU `virt`, for the table of devices: 16 pages, which EL2 takes.
+    const BASER: u64 = 0x0808_0100;
+    const VALID: u64 = 1 << 63;
+    const PAGES_64K: u64 = 2 << 8;
+    let table = arena::pages(16, 0x1_0000);
+    let id = absent(0);
+    ok!(probe::write(BASER, VALID | PAGES_64K | table));
+    check_eq!(owner(table), PageOwner::HwTable);
+    for (pa, pages) in [
+        (table, 1),
+        (table + 15 * PAGE_SIZE, 2),
+        (table - PAGE_SIZE, 2),
+    ] {
+        refused(DmaConfine, &[id, pa, pages], Error::NotHostOwned)?;
+    }
+    let edu = Edu::new();
+    refused(
+        DmaConfine,
+        &[edu.function.0.into(), table, 1],
+        Error::NotHostOwned,
+    )?;
+    out_of_reach(&edu, table)?;
+    ok!(probe::write(BASER, 0));
+    check_eq!(owner(table), PageOwner::Host);
+    // And a region is no table, whichever of its pages.
+    ok!(confine(id, table + 15 * PAGE_SIZE, 2));
+    ok!(probe::write(BASER, VALID | PAGES_64K | table));
+    check_eq!(ok!(probe::read(BASER, 0)) & VALID, 0);
+    check_eq!(owner(table), PageOwner::Host);
+    ok!(release(id));
+    ok!(probe::write(BASER, 0));
     Ok(())
 }
 

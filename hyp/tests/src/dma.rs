@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use porthole_abi::{
     DMA_CONFINED_MAX, DmaRecord, Features, HostFunction, PAGE_SIZE, PageOwner, StatKind,
 };
-use porthole_runtime::probe;
+use porthole_runtime::{probe, reg};
 
 use crate::edu::{Edu, NOTHING};
 use crate::harness::{self, Failure};
@@ -134,6 +134,19 @@ static PAGE: AtomicU64 = AtomicU64::new(0);
 static STOP: AtomicBool = AtomicBool::new(false);
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
 static HARMED: AtomicU64 = AtomicU64::new(0);
+/// Transfers that the device has reported as done.
+static DONE: AtomicU64 = AtomicU64::new(0);
+/// Stores that the device was told to make, each of [`POISON`] and its own number.
+static STORES: AtomicU64 = AtomicU64::new(0);
+
+/// Looks until the device has done a whole transfer that began after this call.
+fn throughout_a_transfer(mut look: impl FnMut()) {
+    // The first that ends may have met the page before.
+    let last = DONE.load(Ordering::Acquire) + 2;
+    while DONE.load(Ordering::Acquire) < last && !STOP.load(Ordering::Acquire) {
+        look();
+    }
+}
 
 /// Donates the page, looks at it from inside for a while, and takes it back; again and again.
 fn giver() {
@@ -141,34 +154,51 @@ fn giver() {
     while !STOP.load(Ordering::Acquire) {
         let mut vm = Vm::puppet(1);
         vm.donate(page, IPA, 1, 0).expect("the page is the host's");
-        // Longer than the device takes for a store that was under way.
-        let until = porthole_runtime::reg::counter() + porthole_runtime::timer::ticks(250_000);
-        while porthole_runtime::reg::counter() < until {
-            let report = vm.pull(0, insn::LOAD, [IPA, 0, 0, 0, 0, 0]);
-            if !matches!(report, Ok(r) if r.esr == 0 && r.x[0] == 0) {
-                HARMED.fetch_add(1, Ordering::AcqRel);
+        throughout_a_transfer(|| {
+            for at in [IPA, IPA + 8] {
+                let report = vm.pull(0, insn::LOAD, [at, 0, 0, 0, 0, 0]);
+                if !matches!(report, Ok(r) if r.esr == 0 && r.x[0] == 0) {
+                    HARMED.fetch_add(1, Ordering::AcqRel);
+                }
             }
-        }
-        // The device may store its word again as soon as the page is the host's, and nothing else.
-        vm.destroy_under(|at, word| word == 0 || (at == page + 8 && word == POISON))
-            .expect("all pages come back zero");
+        });
+        // Torn down is not yet given back.
+        vm.teardown().expect("no vCPU runs");
+        throughout_a_transfer(reg::relax);
+        let done = DONE.load(Ordering::Acquire);
+        // The page is still the guest's. What the device has done by now can never be found in it; a store that ends
+        // later may land when the page is the host's again.
+        let late = |word: u64| {
+            let number = word.wrapping_sub(POISON);
+            number > done && number <= STORES.load(Ordering::Acquire)
+        };
+        vm.destroy_under(|at, word| word == 0 || (at == page + 8 && late(word)))
+            .expect("all pages come back");
         ROUNDS.fetch_add(1, Ordering::AcqRel);
     }
 }
 
-fn with_giver(page: u64, attack: impl Fn() -> Result<(), Failure>) -> Result<(), Failure> {
+/// How often the page comes and goes.
+const TURNS: u64 = 6;
+
+/// Lets the device make one transfer after another while the page comes and goes.
+fn with_giver(page: u64, transfer: impl Fn() -> Result<(), Failure>) -> Result<(), Failure> {
     PAGE.store(page, Ordering::Release);
     STOP.store(false, Ordering::Release);
-    ROUNDS.store(0, Ordering::Release);
-    HARMED.store(0, Ordering::Release);
+    for count in [&ROUNDS, &HARMED, &DONE, &STORES] {
+        count.store(0, Ordering::Release);
+    }
     harness::start(1, giver);
     let mut result = Ok(());
-    while ROUNDS.load(Ordering::Acquire) < 6 && result.is_ok() {
-        result = attack();
+    while ROUNDS.load(Ordering::Acquire) < TURNS && result.is_ok() {
+        result = transfer();
+        DONE.fetch_add(1, Ordering::Release);
     }
     STOP.store(true, Ordering::Release);
     harness::wait(1);
-    result
+    result?;
+    check_eq!(HARMED.load(Ordering::Acquire), 0);
+    Ok(())
 }
 
 fn a60_donate_and_reclaim_on_another_cpu_under_dma() -> Result<(), Failure> {
@@ -177,11 +207,12 @@ fn a60_donate_and_reclaim_on_another_cpu_under_dma() -> Result<(), Failure> {
     let before = faults();
     // The device's writes land while the page is the host's and are refused while it is the guest's.
     with_giver(page, || {
-        edu.store(page + 8, POISON);
+        let number = STORES.fetch_add(1, Ordering::AcqRel) + 1;
+        edu.store(page + 8, POISON + number);
         Ok(())
     })?;
-    check_eq!(HARMED.load(Ordering::Acquire), 0);
-    check!(faults() > before);
+    // In each turn a whole store while the guest lived, and one more before the page was given back.
+    check!(faults() - before >= 2 * TURNS);
     Ok(())
 }
 

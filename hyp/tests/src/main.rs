@@ -1,6 +1,6 @@
 //! The hostile host: boots at EL1 in place of Linux and attacks the hypervisor.
 //! Each attack is a named test (ids of the project's list of attacks); results go to the first UART.
-//! It ends with PSCI SYSTEM_OFF; a run without its last line has failed.
+//! It ends with PSCI SYSTEM_RESET and, the second time, SYSTEM_OFF; a run without its last line has failed.
 #![no_std]
 #![no_main]
 
@@ -20,6 +20,7 @@ mod open;
 mod puppet;
 mod races;
 mod ranges;
+mod reset;
 mod vcpus;
 mod vm;
 mod window_life;
@@ -35,6 +36,7 @@ fn main(_dtb: u64) -> ! {
     mmu::map(1 << 30, 1 << 30, 4 << 30, mmu::Attr::Normal);
     mmu::enable();
     console::set(console::Uart::Pl011(0x0900_0000));
+    reset::look_back();
     harness::start_workers();
     harness::run(&[
         memory::TESTS,

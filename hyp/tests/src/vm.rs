@@ -187,6 +187,11 @@ impl Vm {
         self.used += 1;
     }
 
+    /// Address and number of its pages, run by run.
+    pub fn runs(&self) -> &[(u64, u64)] {
+        &self.runs[..self.used]
+    }
+
     /// VCPU_CREATE.
     pub fn create_vcpu(&self, index: u64) -> Result<(), Error> {
         call(HostFunction::VcpuCreate, &[self.handle, index]).map(drop)

@@ -136,6 +136,7 @@ fn regions_that_are_not_the_hosts_own_are_refused() {
         .register_window(m, &mut guest, &window(APERTURE, &[(FREE + 8192, 1)]))
         .unwrap();
     memory.pin(&pages(FREE + 16384, 1)).unwrap();
+    memory.take_table(m, pages(FREE + 0x1_0000, 16)).unwrap();
     let before = m.snapshot();
     for (device, at, count, error) in [
         (DEVICE, FREE, 1, Error::NotHostOwned),
@@ -144,6 +145,8 @@ fn regions_that_are_not_the_hosts_own_are_refused() {
         (DEVICE, RAM, 1, Error::NotHostOwned),
         (DEVICE, FREE + 4096, 2, Error::PageIsWindow),
         (DEVICE, FREE + 12288, 2, Error::PagePinned),
+        (DEVICE, FREE + 0x1_0000, 1, Error::NotHostOwned),
+        (DEVICE, FREE + 0x1_f000, 2, Error::NotHostOwned),
         (DEVICE, UART, 1, Error::NotRam),
         (DEVICE, 1 << 39, 1, Error::NotRam),
         (DEVICE, RAM + RAM_PAGES * 4096 - 4096, 2, Error::NotRam),
