@@ -1,12 +1,12 @@
 # shellcheck shell=bash
 # A host with real I/O: Debian's generic kernel, which has drivers that the cloud flavour lacks (e1000, USB storage),
-# its modules, and fio, iperf3 and kexec with their libraries, all from Debian's archive, kept in the cache.
+# its modules, and fio, iperf3, kexec and passt with their libraries, all from Debian's archive, kept in the cache.
 
 IO_STATE_FORMAT=1
 IO_STATE_FILE="$PORTHOLE_CACHE/io-state.env"
-IO_TOOLS=(fio iperf3 kexec-tools)
+IO_TOOLS=(fio iperf3 kexec-tools passt)
 # What the archive below carries of them.
-IO_COMMANDS=(usr/bin/fio usr/bin/iperf3 usr/sbin/kexec)
+IO_COMMANDS=(usr/bin/fio usr/bin/iperf3 usr/sbin/kexec usr/bin/passt)
 IO_MODULES=(virtio_blk virtio_net nvme e1000 xhci-pci usb-storage sd_mod crc32c_generic ext4 rtc-pl031 uio_pci_generic vfio-pci)
 
 # load_io_state: sets IO_KERNEL_RELEASE, IO_KERNEL_DIR and IO_FILES, an initramfs to be appended; false if absent.

@@ -178,7 +178,7 @@ fn net(asked: &NetArgs) -> Result<Net, NetError> {
         Some(Backend::Tap(name)) => Net::tap(name, asked.create, options),
         Some(Backend::Socket(path)) => Net::socket(path, asked.listen, options),
         // The options let no device through that has none.
-        Some(Backend::User) | None => Net::user(options),
+        Some(Backend::User) | None => Net::user(options, &asked.tcp, &asked.udp),
     }
 }
 

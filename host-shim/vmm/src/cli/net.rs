@@ -1,11 +1,13 @@
-//! `--net tap=NAME[,create]|user|socket=PATH[,listen][,mac=..][,mtu=N][,queues=N][,queue-size=N]`: a virtio network
-//! device. What carries its frames lives in `virtio::net`.
+//! `--net tap=NAME[,create]|user[,tcp=..][,udp=..]|socket=PATH[,listen][,mac=..][,mtu=N][,queues=N][,queue-size=N]`: a
+//! virtio network device. What carries its frames lives in `virtio::net`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use super::disk::queue_size;
 use super::keys::{DeviceArgs, Keys};
 use super::values::{number, switch};
+use crate::virtio::net::Forward;
 
 /// Where a network device's frames go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +18,37 @@ pub enum Backend {
     User,
     /// A Unix stream socket: frames behind their length in four bytes, high byte first.
     Socket(PathBuf),
+}
+
+impl FromStr for Forward {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "'{text}' is no forwarding; write PORT, PORT:GUESTPORT or ADDRESS/PORT:GUESTPORT"
+            )
+        };
+        let (address, ports) = match text.split_once('/') {
+            Some((address, ports)) => (Some(address.parse().map_err(|_| wrong())?), ports),
+            None => (None, text),
+        };
+        let port = |text: &str| match text.parse() {
+            Ok(port @ 1..) if text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
+            _ => Err(wrong()),
+        };
+        let (host, guest) = ports.split_once(':').unwrap_or((ports, ports));
+        Ok(Self {
+            address,
+            host: port(host)?,
+            guest: port(guest)?,
+        })
+    }
+}
+
+/// Several of them with `+` between.
+fn forwards(text: &str) -> Result<Vec<Forward>, String> {
+    text.split('+').map(str::parse).collect()
 }
 
 /// A network device.
@@ -31,6 +64,10 @@ pub struct NetArgs {
     pub create: bool,
     /// The other side of the socket connects to us.
     pub listen: bool,
+    /// TCP ports of the host that lead to the guest, with the backend `User`.
+    pub tcp: Vec<Forward>,
+    /// UDP ports.
+    pub udp: Vec<Forward>,
     /// Pairs of queues, if not the device's usual number.
     pub queues: Option<u16>,
     /// Entries of each, a power of two, if not the usual number.
@@ -45,6 +82,8 @@ impl Keys for NetArgs {
         "tap",
         "create",
         "user",
+        "tcp",
+        "udp",
         "socket",
         "listen",
         "mac",
@@ -62,6 +101,14 @@ impl Keys for NetArgs {
             "mtu" => {
                 // From IPv4's least (RFC 791) to the longest packet that goes into 64 KiB with what is around it.
                 self.mtu = Some(number(value, 68..=65520)? as u16);
+                return Ok(());
+            }
+            "tcp" => {
+                self.tcp = forwards(value)?;
+                return Ok(());
+            }
+            "udp" => {
+                self.udp = forwards(value)?;
                 return Ok(());
             }
             "create" => {
@@ -93,8 +140,12 @@ impl Keys for NetArgs {
     }
 
     fn check(&self) -> Result<(), String> {
+        let forwards = !self.tcp.is_empty() || !self.udp.is_empty();
         match &self.backend {
             None => Err("a network device needs tap=NAME, user or socket=PATH".to_owned()),
+            Some(Backend::Tap(_) | Backend::Socket(_)) if forwards => Err(
+                "tcp and udp go with user; a TAP interface is reached by its address".to_owned(),
+            ),
             Some(Backend::Tap(_)) if self.listen => Err("listen goes with socket=PATH".to_owned()),
             Some(Backend::Tap(_)) => Ok(()),
             Some(_) if self.create => Err("create goes with tap=NAME".to_owned()),
@@ -164,6 +215,10 @@ mod tests {
         assert_eq!((net.queues, net.queue_size), (Some(2), Some(512)));
         let net: NetArgs = parse("socket=/x,listen,mtu=9000").unwrap();
         assert_eq!((net.listen, net.create, net.mtu), (true, false, Some(9000)));
+        let net: NetArgs = parse("user,tcp=127.0.0.1/2222:22+8080,udp=::1/53:5353").unwrap();
+        let texts = |all: &[Forward]| all.iter().map(Forward::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&net.tcp), ["127.0.0.1/2222:22", "8080:8080"]);
+        assert_eq!(texts(&net.udp), ["::1/53:5353"]);
         let net: NetArgs = parse("tap=t,create").unwrap();
         assert_eq!((net.listen, net.create, net.mtu), (false, true, None));
     }
@@ -187,6 +242,14 @@ mod tests {
             ("user,mac=01:00:5e:00:00:01", "of no single device"),
             ("user,queues=9", "queues: 9 is not in 1..=8"),
             ("user,queues=2", "queues: only tap=NAME has several"),
+            ("user,tcp=", "tcp: '' is no forwarding"),
+            ("user,tcp=0", "tcp: '0' is no forwarding"),
+            ("user,tcp=+80", "tcp: '' is no forwarding"),
+            ("user,udp=1:65536", "udp: '1:65536' is no"),
+            ("user,udp=localhost/1", "udp: 'localhost/1' is no"),
+            ("user,tcp=1:2:3", "tcp: '1:2:3' is no"),
+            ("tap=t,tcp=80", "tcp and udp go with user"),
+            ("socket=/x,udp=80", "tcp and udp go with user"),
             ("user,create", "create goes with tap"),
             ("user,listen", "listen goes with socket"),
             ("tap=t,listen", "listen goes with socket"),

@@ -68,8 +68,9 @@ pub struct RunOptions {
     /// A disk: PATH, then any of ro, direct, format=raw or qcow2, queues=N, queue-size=N; may be repeated.
     #[arg(long, value_name = "PATH[,KEYS]", value_parser = parse::<DiskArgs>)]
     pub disk: Vec<DiskArgs>,
-    /// A network device: tap=NAME (and create), user (by passt) or socket=PATH (and listen), then any of mac=ADDRESS,
-    /// mtu=N, queues=N, queue-size=N; may be repeated.
+    /// A network device: tap=NAME (and create), user (by passt; tcp=PORT:GUESTPORT and udp=, several with + between,
+    /// lead from the host to the guest) or socket=PATH (and listen), then any of mac=ADDRESS, mtu=N, queues=N,
+    /// queue-size=N; may be repeated.
     #[arg(long, value_name = "BACKEND[,KEYS]", value_parser = parse::<NetArgs>)]
     pub net: Vec<NetArgs>,
     /// A socket device: cid=N,path=SOCKET. The host connects to SOCKET; the guest reaches port N at SOCKET_N.

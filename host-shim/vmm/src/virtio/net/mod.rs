@@ -27,7 +27,8 @@ use virtio_bindings::virtio_net::{
 use self::backend::Backend;
 use self::control::{Control, GUEST_OFFLOADS, offload};
 use self::pair::Pair;
-use self::passt::{Passt, PasstError};
+pub use self::passt::Forward;
+use self::passt::{PasstError, PasstOptions};
 use self::stream::{Stream, StreamBackend, StreamError};
 use self::tap::{Steering, TapBackend, TapError};
 use super::queue::DeviceQueue;
@@ -129,8 +130,6 @@ pub struct Net {
     features: u64,
     carrier: Carrier,
     up: Arc<AtomicBool>,
-    /// Goes with the device.
-    _passt: Option<Passt>,
 }
 
 impl Net {
@@ -141,20 +140,19 @@ impl Net {
         let uso = if opened.uso { USO } else { 0 };
         let steering = Steering::new(opened.taps);
         let carrier = Carrier::Tap(Arc::new(steering));
-        Self::new(carrier, TAP_FEATURES | uso, options, None)
+        Self::new(carrier, TAP_FEATURES | uso, options)
     }
 
-    /// Through passt, which is started for it.
-    pub fn user(options: NetOptions) -> Result<Self, NetError> {
+    /// Through passt, which is started for it. `tcp` and `udp`: ports of the host that lead to the guest.
+    pub fn user(options: NetOptions, tcp: &[Forward], udp: &[Forward]) -> Result<Self, NetError> {
         let options = one_pair(options)?;
         let mtu = options.mtu.unwrap_or(passt::MTU);
-        let (passt, socket) = passt::start(mtu)?;
+        let socket = passt::start(PasstOptions { mtu, tcp, udp })?;
         let options = NetOptions {
             mtu: Some(mtu),
             ..options
         };
-        let stream = Stream::connected(socket)?;
-        Self::over(stream, options, Some(passt))
+        Self::over(Stream::connected(socket)?, options)
     }
 
     /// Over the Unix stream socket at `path`, which somebody listens at, or this process with `listen`.
@@ -165,29 +163,19 @@ impl Net {
         } else {
             Stream::connect(path)?
         };
-        Self::over(stream, options, None)
+        Self::over(stream, options)
     }
 
     /// Over a stream socket whose other side is there already.
     pub fn connected(socket: UnixStream, options: NetOptions) -> Result<Self, NetError> {
-        Self::over(Stream::connected(socket)?, one_pair(options)?, None)
+        Self::over(Stream::connected(socket)?, one_pair(options)?)
     }
 
-    fn over(stream: Stream, options: NetOptions, passt: Option<Passt>) -> Result<Self, NetError> {
-        Self::new(
-            Carrier::Stream(Arc::new(Mutex::new(stream))),
-            0,
-            options,
-            passt,
-        )
+    fn over(stream: Stream, options: NetOptions) -> Result<Self, NetError> {
+        Self::new(Carrier::Stream(Arc::new(Mutex::new(stream))), 0, options)
     }
 
-    fn new(
-        carrier: Carrier,
-        features: u64,
-        options: NetOptions,
-        passt: Option<Passt>,
-    ) -> Result<Self, NetError> {
+    fn new(carrier: Carrier, features: u64, options: NetOptions) -> Result<Self, NetError> {
         let pairs = options.queues.unwrap_or(1);
         let size = options.queue_size.unwrap_or(QUEUE_SIZE);
         let mut queue_sizes = vec![size; 2 * usize::from(pairs)];
@@ -219,7 +207,6 @@ impl Net {
             features,
             carrier,
             up: Arc::new(AtomicBool::new(up)),
-            _passt: passt,
         })
     }
 

@@ -132,7 +132,13 @@ impl Stream {
 
     /// The other side is gone.
     fn hang_up(&mut self, why: &str) {
-        tracing::info!("net: the other side of the network's socket is gone: {why}");
+        let gone = "net: the other side of the network's socket is gone";
+        match self.listener {
+            Some(_) => tracing::info!("{gone}: {why}; another may come"),
+            None => {
+                tracing::warn!("{gone}: {why}; the guest's link is down until it is started anew")
+            }
+        }
         self.stream = None;
         self.unread = 0..0;
         self.outbox.clear();

@@ -126,7 +126,7 @@ fn several_queues_need_a_tap_interface() {
         ..NetOptions::default()
     };
     for error in [
-        Net::user(options).err().unwrap(),
+        Net::user(options, &[], &[]).err().unwrap(),
         Net::socket(Path::new("/x"), true, options).err().unwrap(),
     ] {
         assert_eq!(

@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use self::credit::BUFFER_SIZE;
 use self::hub::Hub;
 pub use self::hub::{CONNECTIONS_MAX, HubStats};
 use self::packet::{HEADER_SIZE, Header};
@@ -29,6 +28,15 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 const EVENT: u16 = 2;
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
+/// Bytes that the guest takes from its window at once, for however little.
+const SLOT: u64 = 2048;
+/// Bytes of window for a receive buffer of Linux: most of a page.
+const RECEIVE_BUFFER: u64 = 4096;
+/// Bytes of window for the longest packet that Linux sends: 64 KiB, its header, its indirect table.
+const PACKET: u64 = (64 << 10) + 2 * SLOT;
+/// Such packets on their way out at once. One connection's credit is four; those that were taken stay in the window
+/// until the guest has looked after them.
+const PACKETS_IN_FLIGHT: u64 = 16;
 /// Packets in one direction before the other one, and whoever wants the thread to end, get their turn.
 const TURN: usize = 256;
 /// VIRTIO_VSOCK_F_STREAM: stream sockets, and no others.
@@ -163,11 +171,11 @@ impl VirtioDevice for Vsock {
     fn write_config(&mut self, _: usize, _: &[u8]) {}
 
     fn buffers(&self) -> BufferNeed {
-        let page = porthole_abi::PAGE_SIZE;
+        // Linux fills the receive queue first, before it sends anything: with less it would never find room to send.
+        let posted = u64::from(QUEUE_SIZES[0]) * RECEIVE_BUFFER + u64::from(QUEUE_SIZES[2]) * SLOT;
         BufferNeed {
-            least: 4 * page,
-            // A page for each receive buffer, as Linux posts them, and one connection's credit on its way out.
-            usual: u64::from(QUEUE_SIZES[0]) * page + u64::from(BUFFER_SIZE),
+            least: posted + PACKET,
+            usual: posted + PACKETS_IN_FLIGHT * PACKET,
         }
     }
 
