@@ -83,6 +83,7 @@ impl RunOptions {
     pub fn before(self, file: Self) -> Self {
         Self {
             config: self.config,
+            print_config: self.print_config,
             kernel: self.kernel.or(file.kernel),
             initrd: self.initrd.or(file.initrd),
             cmdline: self.cmdline.or(file.cmdline),

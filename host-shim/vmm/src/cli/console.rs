@@ -1,9 +1,11 @@
 //! `--console stdio|echo|off|file=PATH` with a device's common keys, and `--serial`.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::keys::{DeviceArgs, Keys};
+use super::print::Entry;
 
 /// Where a console's bytes go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +55,16 @@ impl Keys for ConsoleArgs {
         }
     }
 
+    fn entries(&self) -> Vec<Entry> {
+        let sink = self.sink.iter().map(|sink| match sink {
+            Sink::Stdio => ("stdio", None),
+            Sink::Echo => ("echo", None),
+            Sink::Off => ("off", None),
+            Sink::File(path) => ("file", Some(path.to_string_lossy().into_owned())),
+        });
+        sink.collect()
+    }
+
     fn check(&self) -> Result<(), String> {
         Ok(())
     }
@@ -65,6 +77,17 @@ impl Keys for ConsoleArgs {
 /// Where the serial port goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serial(pub Sink);
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Sink::Stdio => f.write_str("stdio"),
+            Sink::File(path) => write!(f, "file={}", path.to_string_lossy()),
+            // A serial port does not echo.
+            Sink::Off | Sink::Echo => f.write_str("off"),
+        }
+    }
+}
 
 impl FromStr for Serial {
     type Err = String;

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::keys::{DeviceArgs, Keys};
+use super::keys::{DeviceArgs, Keys, entries, switches};
+use super::print::Entry;
 use super::values::{number, switch};
 
 /// How the disk's content is in its image.
@@ -56,6 +57,21 @@ impl Keys for DiskArgs {
             _ => self.queue_size = Some(queue_size(value)?),
         }
         Ok(())
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let format = self.format.map(|format| match format {
+            DiskFormat::Raw => "raw".to_owned(),
+            DiskFormat::Qcow2 => "qcow2".to_owned(),
+        });
+        let mut all = entries([
+            ("path", Some(self.path.to_string_lossy().into_owned())),
+            ("format", format),
+            ("queues", self.queues.map(|n| n.to_string())),
+            ("queue-size", self.queue_size.map(|n| n.to_string())),
+        ]);
+        all.extend(switches([("ro", self.readonly), ("direct", self.direct)]));
+        all
     }
 
     fn check(&self) -> Result<(), String> {

@@ -3,6 +3,7 @@
 
 use clap::ValueEnum;
 
+use super::print::Entry;
 use super::values::{Name, Size, WindowSize};
 
 /// What a device asks of the guest's driver.
@@ -49,6 +50,17 @@ impl DeviceArgs {
         Ok(true)
     }
 
+    /// Those that were given.
+    pub fn entries(&self) -> Vec<Entry> {
+        let id = Some(&self.id).filter(|id| !id.is_empty());
+        entries([
+            ("window", self.window.map(|size| size.to_string())),
+            ("swiotlb", self.swiotlb.map(mode_name)),
+            ("id", id.cloned()),
+            ("group", self.group.clone()),
+        ])
+    }
+
     /// What it asks of the driver.
     pub fn mode(&self) -> SwiotlbMode {
         self.swiotlb.unwrap_or_default()
@@ -72,6 +84,24 @@ pub fn mode(text: &str) -> Result<SwiotlbMode, String> {
     SwiotlbMode::from_str(text, false).map_err(|_| format!("'{text}' is none of {}", names()))
 }
 
+/// What a mode is called.
+pub fn mode_name(mode: SwiotlbMode) -> String {
+    let value = mode.to_possible_value();
+    value.map_or(String::new(), |v| v.get_name().to_owned())
+}
+
+/// Those of the keys that have a value.
+pub fn entries<const N: usize>(all: [(&'static str, Option<String>); N]) -> Vec<Entry> {
+    let given = all.into_iter().filter(|(_, value)| value.is_some());
+    given.collect()
+}
+
+/// Those of the switches that are on.
+pub fn switches<const N: usize>(all: [(&'static str, bool); N]) -> impl Iterator<Item = Entry> {
+    let on = all.into_iter().filter(|(_, on)| *on);
+    on.map(|(key, _)| (key, None))
+}
+
 /// Options of one device.
 pub trait Keys: Default {
     /// What it is, with an article: `a disk`.
@@ -82,6 +112,8 @@ pub trait Keys: Default {
     const KEYS: &'static [&'static str];
     /// Takes one of its own keys; a word without `=` has an empty value.
     fn set(&mut self, key: &str, value: &str) -> Result<(), String>;
+    /// Its own keys that were given, as [`Keys::set`] takes them.
+    fn entries(&self) -> Vec<Entry>;
     /// Whether all that it needs is there.
     fn check(&self) -> Result<(), String>;
     /// What all devices have.

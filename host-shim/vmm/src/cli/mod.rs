@@ -7,6 +7,7 @@ pub mod disk;
 pub mod dma;
 pub mod keys;
 pub mod net;
+pub mod print;
 pub mod rng;
 pub mod run;
 pub mod values;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::disk::queue_size;
-use super::keys::{DeviceArgs, Keys};
+use super::keys::{DeviceArgs, Keys, entries, switches};
+use super::print::Entry;
 use super::values::{number, switch};
 use crate::virtio::net::Forward;
 
@@ -137,6 +138,38 @@ impl Keys for NetArgs {
             None => Ok(()),
             Some(_) => Err("a network device has one of tap, user and socket".to_owned()),
         }
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let ports = |all: &[Forward]| {
+            let all: Vec<_> = all.iter().map(Forward::to_string).collect();
+            (!all.is_empty()).then(|| all.join("+"))
+        };
+        let (tap, socket) = match &self.backend {
+            Some(Backend::Tap(name)) => (Some(name.clone()), None),
+            Some(Backend::Socket(path)) => (None, Some(path.to_string_lossy().into_owned())),
+            Some(Backend::User) | None => (None, None),
+        };
+        let user = self.backend == Some(Backend::User);
+        let mac = self
+            .mac
+            .map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        let mut all = entries([
+            ("tap", tap),
+            ("socket", socket),
+            ("tcp", ports(&self.tcp)),
+            ("udp", ports(&self.udp)),
+            ("mac", mac),
+            ("mtu", self.mtu.map(|n| n.to_string())),
+            ("queues", self.queues.map(|n| n.to_string())),
+            ("queue-size", self.queue_size.map(|n| n.to_string())),
+        ]);
+        all.extend(switches([
+            ("user", user),
+            ("create", self.create),
+            ("listen", self.listen),
+        ]));
+        all
     }
 
     fn check(&self) -> Result<(), String> {

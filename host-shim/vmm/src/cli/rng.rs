@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::keys::{DeviceArgs, Keys};
+use super::keys::{DeviceArgs, Keys, entries};
+use super::print::Entry;
 
 /// An entropy device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,10 @@ impl Keys for RngArgs {
     fn set(&mut self, _: &str, value: &str) -> Result<(), String> {
         self.source = value.into();
         Ok(())
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        entries([("src", Some(self.source.to_string_lossy().into_owned()))])
     }
 
     fn check(&self) -> Result<(), String> {

@@ -16,7 +16,7 @@ use super::vsock::VsockArgs;
 use crate::layout::OPEN_RAM_MAX;
 
 /// Options of `run` as written.
-#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[command(after_help = "\
 Every device takes window=SIZE, swiotlb=MODE, id=NAME and group=NAME too: the size of its window, what it
@@ -37,6 +37,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
+    /// Print what these options amount to as a file for --config, and do not run it.
+    #[arg(long)]
+    #[serde(skip)]
+    pub print_config: bool,
     /// Kernel: an arm64 Image, or a flat binary that follows the arm64 boot protocol.
     #[arg(long, value_name = "IMAGE", required_unless_present = "config")]
     pub kernel: Option<PathBuf>,

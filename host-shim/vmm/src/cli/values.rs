@@ -1,6 +1,7 @@
 //! Values of options: each is read from text by one rule, whether it stands on the command line or in a file.
 //! A refusal names the text, the rule and what to write instead.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -18,6 +19,16 @@ const POOL_STEP: u64 = 2 << 20;
 /// Bytes, from a number with a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes.is_multiple_of(1 << 20) => write!(f, "{}M", bytes >> 20),
+            bytes if bytes.is_multiple_of(1 << 10) => write!(f, "{}K", bytes >> 10),
+            bytes => write!(f, "{bytes}B"),
+        }
+    }
+}
 
 impl FromStr for Size {
     type Err = String;
@@ -157,6 +168,13 @@ impl Affinity {
     /// The vCPUs that it names.
     pub fn vcpus(&self) -> impl Iterator<Item = usize> {
         self.0.iter().map(|(vcpu, _)| *vcpu)
+    }
+}
+
+impl fmt::Display for Affinity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs: Vec<_> = self.0.iter().map(|(v, cpu)| format!("{v}={cpu}")).collect();
+        f.write_str(&pairs.join(":"))
     }
 }
 

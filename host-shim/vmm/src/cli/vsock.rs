@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::keys::{DeviceArgs, Keys};
+use super::keys::{DeviceArgs, Keys, entries};
+use super::print::Entry;
 use super::values::number;
 
 /// A socket device.
@@ -27,6 +28,13 @@ impl Keys for VsockArgs {
             _ => self.path = value.into(),
         }
         Ok(())
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        entries([
+            ("cid", Some(self.cid.to_string())),
+            ("path", Some(self.path.to_string_lossy().into_owned())),
+        ])
     }
 
     fn check(&self) -> Result<(), String> {

@@ -72,6 +72,11 @@ pub enum CommandError {
         /// What went wrong with its socket.
         source: io::Error,
     },
+    /// A path that no configuration can have.
+    #[error(
+        "a path is not UTF-8, and a TOML file is; rename the file or run it without --print-config"
+    )]
+    NoText,
     /// A picture that cannot be written.
     #[error("cannot write {path}: {source}; check the path and its permissions")]
     Write {

@@ -9,7 +9,7 @@ use signal_hook::iterator::Signals;
 
 use super::{CommandError, print};
 use crate::boot::plan::Plan;
-use crate::cli::{RunOptions, Sink, config};
+use crate::cli::{RunOptions, Sink, config, print as print_config};
 use crate::control::{self, Source};
 use crate::device::input::{Keyboard, RawTerminal};
 use crate::end::End;
@@ -24,7 +24,12 @@ pub(super) fn run(
 ) -> Result<u8, CommandError> {
     let file = options.config.as_deref().map(config::read).transpose()?;
     let options = options.clone().before(file.unwrap_or_default());
+    let printed = options.print_config.then(|| print_config::text(&options));
     let args = &options.resolve()?;
+    if let Some(text) = printed {
+        print(&text.ok_or(CommandError::NoText)?)?;
+        return Ok(0);
+    }
     // The files first: their errors need no hypervisor.
     let plan = Plan::new(&args.kernel, args.initrd.as_deref(), args.mem.0)?;
     let models = Models::open(args)?;

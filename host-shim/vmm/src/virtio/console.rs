@@ -159,20 +159,12 @@ impl VirtioDevice for Console {
         &QUEUE_SIZES
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn config_len(&self) -> usize {
         self.config.len()
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         read_bytes(&self.config, offset, data);
-    }
-
-    fn write_config(&mut self, _: usize, _: &[u8]) {
-        // Only emerg_wr is writable, with a feature that is not offered.
     }
 
     fn buffers(&self) -> BufferNeed {

@@ -47,14 +47,18 @@ pub trait VirtioDevice: Send {
     /// Most entries of each queue: powers of two.
     fn queue_sizes(&self) -> &[u16];
     /// The device's own feature bits.
-    fn features(&self) -> u64;
+    fn features(&self) -> u64 {
+        0
+    }
     /// Bytes of the device configuration.
-    fn config_len(&self) -> usize;
+    fn config_len(&self) -> usize {
+        0
+    }
     /// Reads it at `offset`; what lies beyond it stays as it is in `data`: zero. A device that changes it while the
     /// driver runs calls [`Shared::config_changed`].
-    fn read_config(&self, offset: usize, data: &mut [u8]);
-    /// The driver wrote to it.
-    fn write_config(&mut self, offset: usize, data: &[u8]);
+    fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
+    /// The driver wrote to it. Most have nothing there that a driver may change.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
     /// Bytes of pool for buffers, beside the rings.
     fn buffers(&self) -> BufferNeed;
     /// What the device's threads may ask of the kernel beside what all do.

@@ -200,6 +200,38 @@ impl DeviceQueue {
         self.spare.push(chain);
     }
 
+    /// Serves chains while there are any, at most `turn` of them before the worker's other duties get theirs, and
+    /// interrupts once for all. `one` serves a chain and says how many bytes it wrote, or `None` if the chain has to wait
+    /// for something else than the driver.
+    pub fn serve(
+        &mut self,
+        turn: usize,
+        mut one: impl FnMut(&Self, &Chain) -> Result<Option<u32>, Fault>,
+    ) -> Result<(), Fault> {
+        let mut turn = 0..turn;
+        'work: loop {
+            self.disable_notification()?;
+            while let Some(chain) = self.pop()? {
+                if turn.next().is_none() {
+                    self.undo_pop(chain);
+                    self.again();
+                    break 'work;
+                }
+                match one(self, &chain)? {
+                    Some(written) => self.complete(chain, written)?,
+                    None => {
+                        self.undo_pop(chain);
+                        break 'work;
+                    }
+                }
+            }
+            if !self.enable_notification()? {
+                break;
+            }
+        }
+        self.notify()
+    }
+
     /// A chain of this queue broke the rules.
     pub fn broken(&self, error: ChainError) -> Fault {
         Fault::Chain {

@@ -22,7 +22,7 @@ const QUEUE_SIZES: [u16; 1] = [16];
 /// Most bytes put into one buffer; a longer one is given back with so many.
 const REQUEST_MAX: u32 = 64 << 10;
 /// Buffers filled before whoever wants the thread to end gets its turn.
-const TURN: u16 = 64;
+const TURN: usize = 64;
 /// Bytes copied at once.
 const PIECE: usize = 4096;
 /// Bytes a second, in the long run.
@@ -98,18 +98,6 @@ impl VirtioDevice for Rng {
         &QUEUE_SIZES
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
-    fn config_len(&self) -> usize {
-        0
-    }
-
-    fn read_config(&self, _: usize, _: &mut [u8]) {}
-
-    fn write_config(&mut self, _: usize, _: &[u8]) {}
-
     fn buffers(&self) -> BufferNeed {
         BufferNeed {
             least: porthole_abi::PAGE_SIZE,
@@ -150,43 +138,27 @@ impl Well {
         let Some(queue) = self.queues.first_mut() else {
             return Ok(());
         };
-        let mut used = false;
-        let mut turn = 0..TURN;
-        'work: loop {
-            queue.disable_notification()?;
-            while let Some(chain) = queue.pop()? {
-                if turn.next().is_none() {
-                    queue.undo_pop(chain);
-                    queue.again();
-                    break 'work;
-                }
-                let wanted = chain.writable_len().min(REQUEST_MAX);
-                if wanted == 0 {
-                    return Err(Fault::Setup("an entropy buffer has no room"));
-                }
-                if let Err(pause) = self.bucket.take(wanted.into(), Instant::now()) {
-                    queue.undo_pop(chain);
-                    self.timer.reset(pause, None).map_err(io::Error::from)?;
-                    break 'work;
-                }
-                let mut piece = [0; PIECE];
-                let mut done = 0;
-                while done < wanted {
-                    let now = PIECE.min((wanted - done) as usize);
-                    lock(&self.source).read_exact(&mut piece[..now])?;
-                    chain
-                        .write(queue.memory(), done, &piece[..now])
-                        .map_err(|error| queue.broken(error))?;
-                    done += now as u32;
-                }
-                queue.complete(chain, wanted)?;
-                used = true;
+        queue.serve(TURN, |queue, chain| {
+            let wanted = chain.writable_len().min(REQUEST_MAX);
+            if wanted == 0 {
+                return Err(Fault::Setup("an entropy buffer has no room"));
             }
-            if !queue.enable_notification()? {
-                break;
+            if let Err(pause) = self.bucket.take(wanted.into(), Instant::now()) {
+                self.timer.reset(pause, None).map_err(io::Error::from)?;
+                return Ok(None);
             }
-        }
-        if used { queue.notify() } else { Ok(()) }
+            let mut piece = [0; PIECE];
+            let mut done = 0;
+            while done < wanted {
+                let now = PIECE.min((wanted - done) as usize);
+                lock(&self.source).read_exact(&mut piece[..now])?;
+                chain
+                    .write(queue.memory(), done, &piece[..now])
+                    .map_err(|error| queue.broken(error))?;
+                done += now as u32;
+            }
+            Ok(Some(wanted))
+        })
     }
 }
 
@@ -299,7 +271,7 @@ mod tests {
     fn a_driver_that_never_stops_asking_keeps_no_thread() {
         with_well("/dev/zero", |driver, well| {
             driver.post(&[(BUFFER, 1, WRITE)]);
-            driver.flood(TURN, || well.doorbell(0).unwrap());
+            driver.flood(TURN as u16, || well.doorbell(0).unwrap());
         });
     }
 

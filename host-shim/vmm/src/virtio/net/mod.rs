@@ -285,10 +285,6 @@ impl VirtioDevice for Net {
         read_bytes(&config, offset, data);
     }
 
-    fn write_config(&mut self, _: usize, _: &[u8]) {
-        // The address is writable for legacy drivers only.
-    }
-
     fn buffers(&self) -> BufferNeed {
         let pairs = u64::from(self.pairs);
         let size = u64::from(self.queue_sizes[0]);

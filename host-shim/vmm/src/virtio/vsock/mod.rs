@@ -168,8 +168,6 @@ impl VirtioDevice for Vsock {
         read_bytes(&self.cid.to_le_bytes(), offset, data);
     }
 
-    fn write_config(&mut self, _: usize, _: &[u8]) {}
-
     fn buffers(&self) -> BufferNeed {
         // Linux fills the receive queue first, before it sends anything: with less it would never find room to send.
         let posted = u64::from(QUEUE_SIZES[0]) * RECEIVE_BUFFER + u64::from(QUEUE_SIZES[2]) * SLOT;
@@ -218,25 +216,10 @@ impl Port {
         let Some(queue) = find(&mut self.queues, TRANSMIT) else {
             return Ok(());
         };
-        let mut used = false;
-        let mut turn = 0..TURN;
-        'work: loop {
-            queue.disable_notification()?;
-            while let Some(chain) = queue.pop()? {
-                if turn.next().is_none() {
-                    queue.undo_pop(chain);
-                    queue.again();
-                    break 'work;
-                }
-                take_packet(queue, &chain, &mut self.hub)?;
-                queue.complete(chain, 0)?;
-                used = true;
-            }
-            if !queue.enable_notification()? {
-                break;
-            }
-        }
-        if used { queue.notify() } else { Ok(()) }
+        queue.serve(TURN, |queue, chain| {
+            take_packet(queue, chain, &mut self.hub)?;
+            Ok(Some(0))
+        })
     }
 
     /// Packets of the hub to the guest, while there are packets and buffers.
