@@ -39,6 +39,7 @@ mkdir -p "$TEST_LOGS" "$PORTHOLE_OUT"
 trap stop_jobs EXIT
 trap 'exit 130' INT TERM
 STARTED=$SECONDS
+check a_test_ends_at_its_first_failure first_failure_ends
 for tier in "${TIERS[@]}"; do
     "tier_$tier"
 done

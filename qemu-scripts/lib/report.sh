@@ -2,7 +2,7 @@
 # Results of tests: one line each on standard output, counted for the last line, and jobs that run side by side.
 # A line is `test NAME ... ok` or `test NAME ... FAILED: why`; anything else a job prints goes to its log.
 
-PASSED=0 FAILED=0
+PASSED=0 FAILED=0 STRICT_STATUS=0
 TEST_LOGS="$PORTHOLE_TARGET/test-logs"
 JOB_PIDS=() JOB_NAMES=()
 
@@ -23,22 +23,35 @@ tally() {
     done <"$1"
 }
 
-# strictly COMMAND...: in a shell of its own that ends at the first failure. In the background, because bash forgets
-# `set -e` in whatever stands before `||`.
+# strictly COMMAND...: in a shell of its own that ends at the first failure; leaves its status in STRICT_STATUS. It stands alone:
+# in a condition or before `||` bash forgets `set -e`, in shells that are started from there too.
 strictly() {
-    (set -euo pipefail; "$@") &
-    wait "$!"
+    set +e
+    (set -euo pipefail; "$@")
+    STRICT_STATUS=$?
+    set -e
+}
+
+# first_failure_ends: whether it does what all tests rely on.
+first_failure_ends() {
+    # shellcheck disable=SC2317 # reached through strictly
+    fails_and_goes_on() {
+        false
+        true
+    }
+    strictly fails_and_goes_on
+    [ "$STRICT_STATUS" -ne 0 ]
 }
 
 # check NAME COMMAND...: one test that is one command; its output is the log.
 check() {
-    local name=$1 log="$TEST_LOGS/$1.log" status=0
+    local name=$1 log="$TEST_LOGS/$1.log"
     shift
-    strictly "$@" >"$log" 2>&1 </dev/null || status=$?
-    if [ "$status" -eq 0 ]; then
+    strictly "$@" >"$log" 2>&1 </dev/null
+    if [ "$STRICT_STATUS" -eq 0 ]; then
         pass "$name"
     else
-        fail "$name" "status $status, see $log"
+        fail "$name" "status $STRICT_STATUS, see $log"
     fi >"$log.result"
     tally "$log.result"
 }

@@ -89,11 +89,11 @@ complaints && no_faults && porthole audit' 2>&1) || { printf '%s\n' "$out"; retu
 }
 
 st_confined_nvme_works_in_its_region() {
-    local dir status=0
+    local dir
     dir=$(mktemp -d "$PORTHOLE_OUT/confine-disks.XXXXXX")
-    strictly confined_nvme_works "$dir" || status=$?
+    strictly confined_nvme_works "$dir"
     rm -rf "$dir"
-    return "$status"
+    return "$STRICT_STATUS"
 }
 
 st_a60_confined_device_reaches_its_region_only() {

@@ -79,11 +79,11 @@ porthole audit && same_as_boot' 2>&1) || { printf '%s\n' "$out"; return 1; }
 }
 
 st_host_devices_work() {
-    local dir status=0
+    local dir
     dir=$(mktemp -d "$PORTHOLE_OUT/io-disks.XXXXXX")
-    strictly devices_work "$dir" || status=$?
+    strictly devices_work "$dir"
     rm -rf "$dir"
-    return "$status"
+    return "$STRICT_STATUS"
 }
 
 # PORTHOLE_STRESS_SECONDS: 30 in test.sh; ten minutes by hand (docs/testing.md).

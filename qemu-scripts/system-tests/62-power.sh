@@ -40,12 +40,12 @@ secrets() {
 # goes_down WAY COMMAND: a host with guests takes COMMAND; the machine stops where it would start again, and its
 # memory holds nothing of them.
 goes_down() {
-    local work status=0
+    local work
     work=$(mktemp -d "$PORTHOLE_OUT/power.XXXXXX")
-    strictly watch_it_go "$work" "$@" || status=$?
+    strictly watch_it_go "$work" "$@"
     [ ! -e "$work/pid" ] || kill "$(cat "$work/pid")" 2>/dev/null || true
     rm -rf "$work"
-    return "$status"
+    return "$STRICT_STATUS"
 }
 
 watch_it_go() {
