@@ -42,12 +42,12 @@ const ID: u16 = 1;
 const QUEUE_SIZE: u16 = 256;
 /// Entries of the control queue.
 const CONTROL_SIZE: u16 = 16;
-/// Bytes of a buffer as Linux posts them, and of the slot that it takes.
-const BUFFER: u64 = 2048;
-/// Bytes of a packet that is to be cut.
-const LONG: u64 = 64 << 10;
-/// Such packets on their way out at once.
-const LONG_IN_FLIGHT: u64 = 16;
+/// Bytes of window for a receive buffer of Linux, which posts most of a page once long packets have come.
+const BUFFER: u64 = 4096;
+/// Bytes of window for a packet that is to be cut: 64 KiB, and a slot for what is in front of it.
+const LONG: u64 = (64 << 10) + 2048;
+/// Such packets on their way out at once: with these two MiB are full.
+const LONG_IN_FLIGHT: u64 = 15;
 
 /// Every offload that a TAP interface has, but for cutting UDP.
 const TAP_FEATURES: u64 = feature(VIRTIO_NET_F_CSUM)
@@ -288,9 +288,9 @@ impl VirtioDevice for Net {
     fn buffers(&self) -> BufferNeed {
         let pairs = u64::from(self.pairs);
         let size = u64::from(self.queue_sizes[0]);
-        // A long packet each way must fit, or none ever arrives.
+        // Linux fills the receive queue before it sends anything: with less it would find no room to send.
         BufferNeed {
-            least: pairs * 2 * (LONG + BUFFER),
+            least: pairs * (size * BUFFER + LONG),
             usual: pairs * (size * BUFFER + LONG_IN_FLIGHT * LONG),
         }
     }

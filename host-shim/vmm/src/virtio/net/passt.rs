@@ -143,8 +143,7 @@ fn start_program(program: &str, options: PasstOptions<'_>) -> Result<UnixStream,
     let reason = said
         .lines()
         .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with("Failed to send"))
-        .next_back();
+        .rfind(|line| !line.is_empty() && !line.starts_with("Failed to send"));
     Err(PasstError::Refused(match reason {
         Some(reason) => reason.to_owned(),
         None => output.status.to_string(),

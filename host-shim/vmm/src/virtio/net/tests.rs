@@ -7,6 +7,7 @@ use vm_memory::GuestAddress;
 use super::backend::Received;
 use super::*;
 use crate::virtio::queue::tests::{device_queue, memories, shared};
+use crate::virtio::rings_len;
 use crate::virtio::window::tests::BASE;
 
 fn over_socket(options: NetOptions) -> (Net, UnixStream) {
@@ -112,11 +113,19 @@ fn a_frame_that_a_reset_cuts_does_not_upset_the_next_run() {
 }
 
 #[test]
-fn the_window_holds_long_packets_in_both_directions() {
+fn the_window_holds_all_receive_buffers_and_long_packets_on_their_way_out() {
     let (net, _other) = over_socket(NetOptions::default());
     let need = net.buffers();
-    assert!(need.least >= 2 * LONG);
-    assert_eq!(need.usual, 256 * 2048 + 16 * 65536);
+    assert!(need.least >= 256 * 4096 + 65536);
+    let window = rings_len(net.queue_sizes()) + need.usual;
+    assert_eq!(window.next_power_of_two(), 2 << 20);
+    let short = NetOptions {
+        queue_size: Some(64),
+        ..NetOptions::default()
+    };
+    let (net, _other) = over_socket(short);
+    let window = rings_len(net.queue_sizes()) + net.buffers().least;
+    assert_eq!(window.next_power_of_two(), 512 << 10);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::packet::{HOST_CID, Op, STREAM};
 use super::*;
 use crate::virtio::queue::tests::{device_queue, memories, shared};
+use crate::virtio::rings_len;
 use crate::virtio::window::tests::BASE;
 
 const CID: u32 = 5;
@@ -247,6 +248,16 @@ fn a_driver_that_starts_again_hears_that_its_connections_are_gone() {
                 assert_eq!(event, if told == 1 { [0; 4] } else { filled });
             });
         }
+    });
+}
+
+#[test]
+fn the_window_holds_all_that_linux_posts_before_it_sends() {
+    with_device(|device, _| {
+        let (rings, need) = (rings_len(device.queue_sizes()), device.buffers());
+        assert!(need.least >= 128 * 4096 + 8 * 2048 + 65536);
+        assert_eq!((rings + need.least).next_power_of_two(), 1 << 20);
+        assert_eq!((rings + need.usual).next_power_of_two(), 2 << 20);
     });
 }
 
