@@ -88,6 +88,15 @@ unsafe_is_forbidden() {
     return "$bad"
 }
 
+# files_are_short: none that two jobs may have grown into.
+files_are_short() {
+    local long
+    long=$(git ls-files -co --exclude-standard '*.rs' '*.[chS]' '*.sh' | xargs -r wc -l |
+        awk '$1 > 500 && $2 != "total" { print $2 " has " $1 " lines, of 500 at most: split it" }')
+    printf '%s\n' "$long"
+    [ -z "$long" ]
+}
+
 scripts_are_clean() {
     shellcheck -x -P . .ci/run qemu-scripts/*.sh qemu-scripts/lib/*.sh qemu-scripts/system-tests/*.sh
     shellcheck -s dash -e SC1091 qemu-scripts/initramfs/{init,porthole-demo,guestlib.sh} \
@@ -112,6 +121,7 @@ tier_unit() {
     check docs_build_without_warnings docs
     check unsafe_stays_in_its_crates unsafe_stays_home
     check unsafe_is_forbidden_elsewhere unsafe_is_forbidden
+    check files_have_500_lines_at_most files_are_short
     check scripts_pass_shellcheck scripts_are_clean
     check driver_builds_without_warnings driver_builds_without_warnings
 }
