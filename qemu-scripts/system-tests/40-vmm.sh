@@ -2,17 +2,28 @@
 # The VMM with guests that it was not written for: Debian's stock kernel, unpatched, as a protected guest.
 # shellcheck disable=SC2016 # the host's shell expands what stands in single quotes
 
-# linux_guest OUTPUT: the host's initramfs with a guest inside it: /lib/porthole/{Image,guest.cpio}. The guest says
-# what it found, reads a line, and switches itself off, or reboots if the line is `reboot`.
-linux_guest() {
-    local work guest host
-    work=$(mktemp -d "$PORTHOLE_OUT/linux-guest.XXXXXX")
+# with_stock_guest INIT COMMAND: a host that has Debian's stock kernel as a guest, /lib/porthole/{Image,guest.cpio}, whose
+# first process is the script INIT.
+with_stock_guest() {
+    local work guest host status=0
+    work=$(mktemp -d "$PORTHOLE_OUT/stock-guest.XXXXXX")
     guest="$work/guest" host="$work/host"
     mkdir -p "$guest"/{bin,proc,sys,dev} "$host/lib/porthole"
     cp "$BUSYBOX" "$guest/bin/busybox"
     ln -s busybox "$guest/bin/sh"
-    cat >"$guest/init" <<'GUEST'
-#!/bin/sh
+    printf '%s\n' "$1" >"$guest/init"
+    chmod +x "$guest/init"
+    cp "$KERNEL_DIR/Image" "$host/lib/porthole/"
+    pack "$guest" "$host/lib/porthole/guest.cpio"
+    pack "$host" "$work/host.cpio"
+    cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$work/initrd"
+    ST_SECONDS=300 on_host --smp 2 --initrd "$work/initrd" --batch "$2" || status=$?
+    rm -rf "$work"
+    return "$status"
+}
+
+# Says what it found, reads a line, and switches itself off, or reboots if the line is `reboot`.
+STOCK_GUEST='#!/bin/sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -25,17 +36,9 @@ sleep 1
 grep -q arch_timer /proc/interrupts && echo "guest: the timer ticks"
 echo "guest: waiting"
 read -r line
-echo "guest: read '$line'"
+echo "guest: read <$line>"
 [ "$line" = reboot ] && reboot -f
-poweroff -f
-GUEST
-    chmod +x "$guest/init"
-    cp "$KERNEL_DIR/Image" "$host/lib/porthole/"
-    pack "$guest" "$host/lib/porthole/guest.cpio"
-    pack "$host" "$work/host.cpio"
-    cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$1"
-    rm -rf "$work"
-}
+poweroff -f'
 
 # Words on the host: run_linux WORD OPTIONS... runs the guest, types WORD once it waits, returns its status.
 WITH_LINUX='. /lib/porthole/guestlib.sh
@@ -60,15 +63,7 @@ run_linux() {
 }
 '
 
-# with_linux COMMAND: a host that has the guest.
-with_linux() {
-    local initrd status=0
-    initrd=$(mktemp "$PORTHOLE_OUT/linux-guest.XXXXXX")
-    linux_guest "$initrd"
-    ST_SECONDS=300 on_host --smp 2 --initrd "$initrd" --batch "$WITH_LINUX$1" || status=$?
-    rm -f "$initrd"
-    return "$status"
-}
+with_linux() { with_stock_guest "$STOCK_GUEST" "$WITH_LINUX$1"; }
 
 st_stock_linux_runs_as_a_protected_guest() {
     local out

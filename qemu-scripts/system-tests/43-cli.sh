@@ -3,17 +3,8 @@
 # windows of their own: unprotected, and with a pool in the device tree.
 # shellcheck disable=SC2016 # the host's shell expands what stands in single quotes
 
-# cli_guest OUTPUT: the host's initramfs with Debian's stock kernel as a guest that writes to its virtio console, says
-# what it knows of its memory, waits for a line, and switches itself off.
-cli_guest() {
-    local work guest host
-    work=$(mktemp -d "$PORTHOLE_OUT/cli-guest.XXXXXX")
-    guest="$work/guest" host="$work/host"
-    mkdir -p "$guest"/{bin,proc,sys,dev} "$host/lib/porthole"
-    cp "$BUSYBOX" "$guest/bin/busybox"
-    ln -s busybox "$guest/bin/sh"
-    cat >"$guest/init" <<'GUEST'
-#!/bin/sh
+# Writes to its virtio console, says what it knows of its memory, waits for a line, and switches itself off.
+CLI_GUEST='#!/bin/sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -22,9 +13,9 @@ for word in $(cat /sys/bus/virtio/devices/*/features 2>/dev/null); do
     echo "guest: features $word"
 done
 for node in /proc/device-tree/reserved-memory/*/compatible; do
-    [ -e "$node" ] && echo "guest: reserved $(tr '\0' ' ' <"$node")"
+    [ -e "$node" ] && echo "guest: reserved $(tr "\0" " " <"$node")"
 done
-grep -i 'reserved' /proc/iomem | head -n 3
+grep -i reserved /proc/iomem | head -n 3
 # A driver whose device is broken waits for it for ever.
 if grep -q talk /proc/cmdline; then
     (i=0; while [ $i -lt 200 ]; do echo "through the console: line $i"; i=$((i + 1)); done >/dev/hvc0) &
@@ -32,17 +23,9 @@ if grep -q talk /proc/cmdline; then
 fi
 echo "guest: waiting"
 read -r line
-echo "guest: read '$line'"
+echo "guest: read <$line>"
 wait
-poweroff -f
-GUEST
-    chmod +x "$guest/init"
-    cp "$KERNEL_DIR/Image" "$host/lib/porthole/"
-    pack "$guest" "$host/lib/porthole/guest.cpio"
-    pack "$host" "$work/host.cpio"
-    cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$1"
-    rm -rf "$work"
-}
+poweroff -f'
 
 # Words on the host: start OPTIONS... starts the guest and waits until it waits; finish lets it end, returns its status.
 WITH_CLI='. /lib/porthole/guestlib.sh
@@ -67,15 +50,7 @@ finish() {
 }
 '
 
-# with_cli COMMAND: a host that has the guest.
-with_cli() {
-    local initrd status=0
-    initrd=$(mktemp "$PORTHOLE_OUT/cli-guest.XXXXXX")
-    cli_guest "$initrd"
-    ST_SECONDS=300 on_host --smp 2 --initrd "$initrd" --batch "$WITH_CLI$1" || status=$?
-    rm -f "$initrd"
-    return "$status"
-}
+with_cli() { with_stock_guest "$CLI_GUEST" "$WITH_CLI$1"; }
 
 # All RAM is windows that host and guest share, and the guest's devices use all of it.
 st_cli_an_unprotected_guest_has_its_devices_in_all_of_its_ram() {

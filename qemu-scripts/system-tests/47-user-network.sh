@@ -31,7 +31,7 @@ with_passt() {
     } >"$work/host/passt-test"
     pack "$work/host" "$work/host.cpio"
     cat "$PORTHOLE_OUT/initramfs-guest.cpio" "$work/tools.cpio" "$work/host.cpio" >"$work/initrd"
-    ST_SECONDS=500 on_host --smp 2 --mem 3G --initrd "$work/initrd" --batch 'mount --bind / /below && cd /below || exit 92
+    ST_SECONDS=900 on_host --smp 2 --mem 3G --initrd "$work/initrd" --batch 'mount --bind / /below && cd /below || exit 92
 for folder in dev proc sys tmp run; do mount --bind /$folder $folder || exit 92; done
 mount --move . / && exec chroot . /bin/sh /passt-test' || status=$?
     rm -rf "$work"
@@ -54,7 +54,7 @@ listener=$!
 sockcat tcp-listen 5009 </dev/null >/dev/null &
 private=$!
 # Begun by the host, once the guest listens.
-(wait_for "guest: listens" $NAME.log 200
+(wait_for "guest: listens" $NAME.log 600
  ps -o user,comm | grep " passt" | sort -u
  sockcat tcp 127.0.0.1 2222 </tmp/peer >/tmp/got2 || echo "host: the forwarded port does not answer"
  echo "to the guest by UDP" | nc -u -w 1 127.0.0.1 2223) >/tmp/client.log 2>&1 &
@@ -101,18 +101,23 @@ nothing_lost')
 st_linux_guest_outlives_its_passt() {
     local out
     out=$(with_passt '
-# Without a route out, and with a port that somebody has, there is no network to be had.
-porthole run --kernel /lib/porthole/Image --mem 64M --net user </dev/null
-echo "without a route: status $?"
+refused() { timeout 100 porthole run --kernel /lib/porthole/Image --mem 64M --net "$1" </dev/null; }
+# It will not run as root, and here is nobody else.
+mv /etc/passwd /etc/nobody
+refused user
+echo "without a user: status $?"
+mv /etc/nobody /etc/passwd
 '"$UPLINK"'
 sockcat tcp-listen 2222 </dev/null >/dev/null 2>&1 &
 holder=$!
-porthole run --kernel /lib/porthole/Image --mem 64M --net user,tcp=2222:22 </dev/null
+until netstat -ltn | grep -q ":2222 "; do sleep 0.2; done
+refused user,tcp=2222:22
 echo "with a port in use: status $?"
 kill $holder
-porthole run --kernel /lib/porthole/Image --mem 64M --net user,tcp=80 </dev/null
+refused user,tcp=80
+echo "with a port that only root may have: status $?"
 zcat /lib/porthole/disk.gz >/tmp/disk
-(wait_for "guest: ready" $NAME.log 200
+(wait_for "guest: ready" $NAME.log 600
  kill -9 $(pidof passt)
  wait_for "guest: link is down" $NAME.log 60
  porthole status $(ls /run/porthole | sed "s/\.sock//")
@@ -135,10 +140,11 @@ cat /tmp/killer.log
 nothing_lost')
     printf '%s\n' "$out"
     expect "$out" 'net0: --net user: passt cannot work here: .*'
-    expect "$out" '^without a route: status 1$'
+    expect "$out" '^without a user: status 1$'
     expect "$out" 'net0: cannot listen at 2222:22 for the guest: .*; choose another port or address of the host'
     expect "$out" '^with a port in use: status 1$'
-    expect "$out" 'net0: passt does not listen at 80:80 for the guest; choose a port from 1024 on'
+    expect "$out" 'net0: .*passt .*80'
+    expect "$out" '^with a port that only root may have: status 1$'
     expect "$out" "the other side of the network's socket is gone: .*; the guest's link is down until it is started anew"
     expect "$out" '^guest: disk ok'
     expect "$out" '^guest: end 0'
