@@ -12,14 +12,16 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::backend::{Backend, Received, Sent};
 use super::header::{FRAME_MIN, HEADER_SIZE, Header};
+use super::passt::MTU;
 use crate::bus::lock;
 use crate::virtio::Source;
 use crate::virtio::chain::Slice;
 
 /// Bytes of a length.
 const LENGTH_SIZE: usize = 4;
-/// Longest frame that either side may send: 64 KiB less the length.
-pub const FRAME_MAX: usize = (64 << 10) - LENGTH_SIZE;
+/// Longest frame that either side may send: the longest packet that a guest is ever told of, behind Ethernet's header with
+/// a VLAN tag.
+pub const FRAME_MAX: usize = MTU as usize + 18;
 /// Bytes read at once at most.
 const INBOX: usize = 256 << 10;
 /// Bytes that wait to be written at most, before the guest has to wait.

@@ -118,6 +118,17 @@ fn frames_go_out_together_and_wait_while_the_socket_is_full() {
 }
 
 #[test]
+fn a_packet_of_the_longest_mtu_goes_both_ways() {
+    let (mut stream, mut other) = pair();
+    let longest = frame(65520 + 14, 7);
+    assert_eq!(send(&mut stream, &longest), Sent::Done);
+    other.write_all(&framed(&longest)).unwrap();
+    let (received, bytes) = take(&mut stream, &[70000]);
+    assert_eq!(received, Received::Frame(12 + 65534));
+    assert_eq!(bytes[12..12 + 65534], longest);
+}
+
+#[test]
 fn frames_that_no_wire_carries_are_lost() {
     let (mut stream, _other) = pair();
     assert_eq!(send(&mut stream, &frame(13, 1)), Sent::Dropped);
