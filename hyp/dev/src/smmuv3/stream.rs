@@ -181,6 +181,11 @@ impl StreamTable {
             let entry = self.entry(bus, stream).ok_or(StreamError::NoStream)?;
             self.host.write_all(bus, entry);
             at += 1;
+            if at == group_end || at == end {
+                // Runs may make a group whole one by one. Its page stays unused: it is not of the pool that groups of
+                // their own have theirs from.
+                self.share_group(bus, stream);
+            }
         }
         Ok(())
     }

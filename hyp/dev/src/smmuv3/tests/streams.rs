@@ -139,6 +139,25 @@ fn streams_of_a_group_share_its_page_until_the_last_is_back() {
 }
 
 #[test]
+fn a_page_of_boot_is_never_given_back() {
+    for streams in [
+        &[(0, 0x20), (0x20, 0x20), (0x100, 3)][..],
+        &[(0x100, 3), (0x20, 0x20), (0, 0x20)],
+        &[(0x10, 0x103), (0, 0x10)],
+    ] {
+        let fake = Fake::qemu();
+        let smmu = started(&fake, streams);
+        attach(&smmu, 5, Some(PAGE)).unwrap();
+        assert_eq!(detach(&smmu, 5), Some(PAGE), "{streams:x?}");
+        assert_eq!(fake.access(5), BEHIND_HOST);
+    }
+    let fake = Fake::qemu();
+    let smmu = started(&fake, &[(0x100, 3)]);
+    attach(&smmu, 0x100, None).unwrap();
+    assert_eq!(detach(&smmu, 0x100), None);
+}
+
+#[test]
 fn a_refused_change_changes_nothing() {
     let fake = Fake::qemu();
     let smmu = started(&fake, &[(0, 0x40), (0x100, 3)]);
