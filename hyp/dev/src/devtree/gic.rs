@@ -2,6 +2,7 @@
 //! regions of redistributors, ITSs. What stands in the frames themselves is read in `gicv3`.
 
 use arrayvec::ArrayVec;
+use fdt::node::FdtNode;
 use porthole_core::addr::PhysAddr;
 
 use super::read::{Tree, TreeError, enabled, is_compatible, number, pairs};
@@ -24,6 +25,12 @@ pub struct Gic {
     pub its: ArrayVec<PhysAddr, ITS_MAX>,
 }
 
+/// The GICv3 that is used: the first that is enabled.
+pub(super) fn gic_node<'b, 'a>(root: FdtNode<'b, 'a>) -> Option<FdtNode<'b, 'a>> {
+    root.children()
+        .find(|n| is_compatible(*n, "arm,gic-v3") && enabled(*n))
+}
+
 impl Tree<'_> {
     /// The GICv3.
     ///
@@ -31,10 +38,7 @@ impl Tree<'_> {
     /// [`TreeError::NoGic`], [`TreeError::TooMany`].
     pub fn gic(&self) -> Result<Gic, TreeError> {
         let root = self.root().ok_or(TreeError::NoTree)?;
-        let node = root
-            .children()
-            .find(|n| is_compatible(*n, "arm,gic-v3") && enabled(*n))
-            .ok_or(TreeError::NoGic)?;
+        let node = gic_node(root).ok_or(TreeError::NoGic)?;
         let value = |name| node.property(name).and_then(|p| number(p.value));
         let regions = value("#redistributor-regions").map_or(1, |n| n as usize);
         if regions > REGIONS_MAX {

@@ -8,6 +8,7 @@ use fdt::node::FdtNode;
 use porthole_abi::PAGE_SIZE;
 use porthole_core::addr::{PhysAddr, PhysPages};
 
+use super::gic::gic_node;
 use super::pci::{ROOTS_MAX, Root};
 use super::read::{Tree, enabled, is_compatible, number, pairs, text};
 use crate::pci::Finding;
@@ -129,6 +130,8 @@ pub struct Masters<'a> {
     pub outside_count: usize,
     /// Frames that the host is not to see: SMMUs, fw_cfg, virtio-mmio transports without a device.
     hidden: ArrayVec<Frame<'a>, FRAMES_MAX>,
+    /// Name, by where it stands in the tree, of the GIC that core guards.
+    gic: Option<&'a str>,
     /// Frames of devices that it keeps.
     kept: ArrayVec<Frame<'a>, KEPT_MAX>,
 }
@@ -216,6 +219,7 @@ impl<'a> Tree<'a> {
         let Some(root) = self.root() else {
             return masters;
         };
+        masters.gic = gic_node(root).map(|node| node.name);
         masters.find_smmus(root, 0);
         masters.classify(root, true, 0, &mut virtio_id);
         masters.check_pages();
@@ -391,12 +395,20 @@ impl<'a> Masters<'a> {
             self.keep(node.name, pairs(parent, node));
         }
         let is_harmless = HARMLESS.iter().any(|name| is_compatible(node, name));
-        // An ITS writes to memory; core guards those below the GIC's node.
-        let is_guarded =
-            !is_compatible(node, "arm,gic-v3-its") || is_compatible(parent, "arm,gic-v3");
-        (is_harmless && is_guarded)
+        (is_harmless && self.is_guarded(parent, node))
             .then_some(())
             .ok_or(Why::Unknown)
+    }
+
+    /// Whether core guards a device if it is a GICv3 or an ITS, which access memory: it knows of one GIC, and of the ITSs
+    /// right below it whose one frame can be read.
+    fn is_guarded(&self, parent: FdtNode<'_, 'a>, node: FdtNode<'_, 'a>) -> bool {
+        let is_the_gic =
+            |node: FdtNode<'_, 'a>| self.gic.is_some_and(|gic| core::ptr::eq(gic, node.name));
+        if is_compatible(node, "arm,gic-v3-its") {
+            return is_the_gic(parent) && is_identity(parent) && pairs(parent, node).count() == 1;
+        }
+        !is_compatible(node, "arm,gic-v3") || is_the_gic(node)
     }
 
     /// The index of the SMMU with this phandle.
