@@ -102,7 +102,7 @@ const _: () = assert!(size_of::<Devices>() <= PAGE_SIZE as usize);
 /// The host's command queue as the host sees it.
 #[derive(Debug, Default)]
 struct HostQueue {
-    /// GITS_CBASER.
+    /// GITS_CBASER as it was last written.
     base: u64,
     /// Its pages, pinned, if it is valid.
     pages: Option<PhysPages>,
@@ -125,6 +125,8 @@ pub(super) struct Its<M: Machine> {
     typer: u64,
     host: HostQueue,
     tables: [Option<Table>; 8],
+    /// GITS_BASER as they were last written.
+    asked: [u64; 8],
     devices: M::Boxed<Devices>,
     refused: u64,
 }
@@ -141,15 +143,18 @@ impl<M: Machine> Its<M> {
             .first()
             .map(|r| r.target(by_address(typer)));
         let queue = Queue::new(machine, base, page, target.unwrap_or(0));
-        for register in (BASER..BASER_END).step_by(8).map(|offset| queue.at(offset)) {
-            let value = machine.read64(register);
-            machine.write64(register, value & !VALID);
-        }
+        let asked = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| {
+            let register = queue.at(BASER + 8 * index);
+            let value = machine.read64(register) & !VALID;
+            machine.write64(register, value);
+            value
+        });
         Ok(Self {
             typer,
             queue,
             host: HostQueue::default(),
             tables: [None; 8],
+            asked,
             devices: machine.place(list, Devices::new()),
             refused: 0,
         })
@@ -161,6 +166,7 @@ impl<M: Machine> Its<M> {
         match register {
             CTLR | IIDR | ID.. => machine.read32(at).into(),
             TYPER => self.typer & TYPER_SHOWN,
+            CBASER if self.host.pages.is_none() => self.host.base & !VALID,
             CBASER => self.host.base,
             CWRITER => self.host.writer,
             CREADR => {
@@ -171,6 +177,16 @@ impl<M: Machine> Its<M> {
                 let value = machine.read64(at);
                 Kind::of(value).map_or(0, |_| value & !INDIRECT)
             }
+            _ => 0,
+        }
+    }
+
+    /// A 64-bit register as the host last wrote it: what it is when one half of it is written.
+    pub fn asked(&self, register: u64) -> u64 {
+        match register {
+            CBASER => self.host.base,
+            CWRITER => self.host.writer,
+            BASER..BASER_END => self.asked[(register - BASER) as usize / 8],
             _ => 0,
         }
     }
@@ -195,7 +211,7 @@ impl<M: Machine> Its<M> {
     fn set_control(&mut self, site: &Site<'_, M>, value: u64) {
         let machine = site.machine;
         match (value & ENABLED != 0, self.queue.is_enabled(machine)) {
-            (true, false) if !self.queue.is_dead() => {
+            (true, false) if self.queue.is_idle(machine) => {
                 self.queue.enable(machine);
                 self.process(site);
             }
@@ -209,7 +225,7 @@ impl<M: Machine> Its<M> {
         if let Some(pages) = self.host.pages.take() {
             unpin(site.memory, &pages);
         }
-        let mut base = value & CBASER_FIELDS;
+        let base = value & CBASER_FIELDS;
         if base & VALID != 0 {
             let start = PhysAddr::new(base & QUEUE_ADDRESS);
             let pages = PhysPages::new(start, (base & 0xff) + 1);
@@ -219,7 +235,6 @@ impl<M: Machine> Its<M> {
                     if is_told(&mut self.refused) {
                         log::warn!("an ITS command queue at {start} is refused: {error:?}");
                     }
-                    base &= !VALID;
                 }
             }
         }
@@ -239,6 +254,7 @@ impl<M: Machine> Its<M> {
         let Some(kind) = Kind::of(old) else {
             return;
         };
+        self.asked[index] = value;
         let value = value & !(INDIRECT | BASER_FIXED) | old & BASER_FIXED;
         if old & value & VALID != 0 && (old ^ value) & GEOMETRY == 0 {
             // The same table: it keeps its content, as it does when a host wakes up and writes all registers again.
@@ -259,22 +275,23 @@ impl<M: Machine> Its<M> {
             // What these bits do is the hardware's choice (12.19.1), and QEMU's ITS adds them to the address.
             value &= !(3 << 12);
         }
-        let table = match take_table(site, kind, value) {
-            Ok(table) => table,
+        machine.write64(register, value & !VALID);
+        let stuck = machine.read64(register);
+        let table = if (stuck ^ value) & (GEOMETRY | INDIRECT) == 0 {
+            take_table(site, kind, value)
+        } else {
+            Err(Error::InvalidParameter)
+        };
+        match table {
+            Ok(table) => {
+                self.tables[index] = Some(table);
+                machine.write64(register, value);
+            }
             Err(error) => {
                 if is_told(&mut self.refused) {
                     log::warn!("an ITS table {value:#x} is refused: {error:?}");
                 }
-                return;
             }
-        };
-        machine.write64(register, value);
-        let stuck = machine.read64(register);
-        let live = stuck & VALID != 0 && (stuck ^ value) & (GEOMETRY | INDIRECT) == 0;
-        self.tables[index] = Some(Table { live, ..table });
-        if !live {
-            machine.write64(register, value & !VALID);
-            self.drop_table(site, index);
         }
     }
 
@@ -350,6 +367,6 @@ fn take_table<M: Machine>(site: &Site<'_, M>, kind: Kind, value: u64) -> Result<
         kind,
         pages,
         entries: bytes / ((value >> 48 & 0x1f) + 1),
-        live: false,
+        live: true,
     })
 }

@@ -203,7 +203,7 @@ impl<M: Machine> GicGuard<M> {
         if !(width == 4 || width == 8 && is_wide) || !offset.is_multiple_of(width) {
             return None;
         }
-        // Halves of 64-bit registers are read, or written with the other half as it stands.
+        // Halves of 64-bit registers may be accessed one by one (12.1.3).
         let (register, shift) = if is_wide {
             (offset & !7, 8 * (offset & 7))
         } else {
@@ -220,7 +220,7 @@ impl<M: Machine> GicGuard<M> {
             return Some(inner.read(&context, kind, register) >> shift & mask);
         };
         let value = if is_wide && width == 4 {
-            let old = inner.read(&context, kind, register);
+            let old = inner.asked(kind, register);
             old & !(mask << shift) | (value & mask) << shift
         } else {
             value & mask
@@ -243,6 +243,22 @@ impl<M: Machine> Inner<M> {
             Kind::Its(index) => its
                 .get_mut(usize::from(index))
                 .map_or(0, |its| its.read(&context.site(redistributors), register)),
+            Kind::Nothing => 0,
+        }
+    }
+
+    /// What a 64-bit register is when one of its halves is written: as the host last asked for it. A register that refused
+    /// a half for what the other one still held reads otherwise.
+    fn asked(&self, kind: Kind, register: u64) -> u64 {
+        match kind {
+            Kind::Redistributor(index) => self
+                .redistributors
+                .get(usize::from(index))
+                .map_or(0, |r| r.asked(register)),
+            Kind::Its(index) => self
+                .its
+                .get(usize::from(index))
+                .map_or(0, |its| its.asked(register)),
             Kind::Nothing => 0,
         }
     }

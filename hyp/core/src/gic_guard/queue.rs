@@ -108,11 +108,8 @@ impl Queue {
         self.wait(|queue| queue.is_idle(machine))
     }
 
-    /// Has a command done by the ITS, which is enabled.
+    /// Has a command done by the ITS, which is enabled and not dead.
     pub fn issue<M: Machine>(&mut self, machine: &M, command: Command) -> Result<(), Failure> {
-        if self.dead {
-            return Err(Failure::Dead);
-        }
         let slot = self.tail;
         self.put(machine, slot, command.encode());
         self.tail = (slot + COMMAND_BYTES) % PAGE_SIZE;

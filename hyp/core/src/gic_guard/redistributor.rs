@@ -98,6 +98,8 @@ pub(super) struct Redistributor {
     base: PhysAddr,
     /// GICR_TYPER.Processor_Number.
     number: u64,
+    /// GICR_PROPBASER and GICR_PENDBASER as they were last written.
+    asked: [u64; 2],
     tables: Option<Tables>,
     refused: u64,
 }
@@ -110,6 +112,7 @@ impl Redistributor {
         let mut new = Self {
             base,
             number: context.machine.read64(at(TYPER)) >> 8 & 0xffff,
+            asked: [PROPBASER, PENDBASER].map(|offset| context.machine.read64(at(offset))),
             tables: None,
             refused: 0,
         };
@@ -158,6 +161,15 @@ impl Redistributor {
         }
     }
 
+    /// A 64-bit register as the host last wrote it: what it is when one half of it is written.
+    pub fn asked(&self, register: u64) -> u64 {
+        match register {
+            PROPBASER => self.asked[0],
+            PENDBASER => self.asked[1],
+            _ => 0,
+        }
+    }
+
     /// `shared` is the property table in use, if any redistributor uses LPIs.
     pub fn write<M: Machine>(
         &mut self,
@@ -176,8 +188,11 @@ impl Redistributor {
                 // not change it under one that is on.
                 let is_kept = register == PROPBASER
                     && shared.is_some_and(|shared| PropertyTable::of(context, value) != Ok(shared));
-                if self.tables.is_none() && !is_kept {
-                    machine.write64(self.at(register), value);
+                if self.tables.is_none() {
+                    self.asked[usize::from(register == PENDBASER)] = value;
+                    if !is_kept {
+                        machine.write64(self.at(register), value);
+                    }
                 }
             }
             SETLPIR | CLRLPIR | INVLPIR => {
@@ -198,7 +213,6 @@ impl Redistributor {
         shared: Option<PropertyTable>,
         value: u64,
     ) {
-        self.settle(context);
         let mut new = value & DPG;
         if value & ENABLE_LPIS != 0 {
             if self.tables.is_none()

@@ -149,6 +149,8 @@ fn accesses_of_users_walks_fetches_and_without_syndrome_abort() {
         (valid & !(1 << 24), false),
         (valid | 1 << 7, false),
         (0x20 << 26 | 7, false),
+        // A fetch, whatever the fields of an access say.
+        (valid & !(0x3f << 26) | 0x20 << 26, false),
         (0x24 << 26 | 1 << 8 | 7, false),
     ] {
         let mut x = [1; 31];

@@ -30,9 +30,7 @@ impl<M: Machine> Hypervisor<M> {
         };
         let register = usize::from(access.register);
         // Register 31 is the zero register.
-        let value = access
-            .write
-            .then(|| x.get(register).map_or(0, |value| value & access.mask()));
+        let value = access.write.then(|| x.get(register).copied().unwrap_or(0));
         let read = self
             .gic
             .access(&self.machine, &self.memory, frame, access.width(), value);

@@ -2,7 +2,7 @@
 //! of the queue it was given and knows which pages it may touch for it. Before and after every register write each of
 //! these must be a page that the hypervisor keeps for it; [`FakeMachine::assert_sound`] tells.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::FakeMachine;
@@ -28,6 +28,10 @@ pub struct GicPlan {
     pub lpis_stay: bool,
     /// GICR_CTLR.EnableLPIs is set at boot, with these property and pending tables.
     pub lpis_at_boot: Option<(u64, u64)>,
+    /// Bits of GITS_TYPER that are not as ordinarily.
+    pub typer: u64,
+    /// Bits of GITS_BASER that read as zero whatever is written.
+    pub unstuck: u64,
     /// Reads of GICR_CTLR.RWP or of a GITS_CTLR without Quiescent that follow a change.
     pub slow: u32,
 }
@@ -56,6 +60,9 @@ struct FakeIts {
     devices: BTreeMap<u32, (u64, u64)>,
 }
 
+/// Which commands the ITS stalls on.
+type Stall = Box<dyn Fn(&[u64; 4]) -> bool + Send>;
+
 /// Which owner a page must have.
 type Owner = Box<dyn Fn(PhysAddr) -> Option<PageState> + Send>;
 
@@ -67,8 +74,9 @@ struct Model {
     bases: (Vec<PhysAddr>, Vec<PhysAddr>),
     owner: Option<Owner>,
     commands: Vec<[u64; 4]>,
-    /// Opcodes that the ITS stalls on.
-    stall: Option<u64>,
+    stall: Option<Stall>,
+    /// Addresses of commands that were cleaned out of caches and not read since.
+    cleaned: BTreeSet<u64>,
     /// The ITS takes no command any more.
     is_dead: bool,
     /// Values that were written to registers without a state of their own.
@@ -159,14 +167,15 @@ impl Model {
         } else {
             0
         };
-        1 | 11 << 4
+        (1 | 11 << 4
             | 15 << 8
             | 15 << 13
             | u64::from(self.plan.by_address) << 19
             | self.plan.collections << 24
             | 15 << 32
             | 1 << 36
-            | v4
+            | v4)
+            ^ self.plan.typer
     }
 
     fn read(&mut self, at: u64) -> u64 {
@@ -224,6 +233,9 @@ impl Model {
             .find(|r| r.base == at & !0xffff)
         {
             match at & 0xffff {
+                0x00 if value & !(7 << 24 | 1) != 0 => {
+                    self.violations.push("reserved bits of GICR_CTLR".into());
+                }
                 0x00 => {
                     let was_on = r.control & 1;
                     r.control = value & (7 << 24 | 1);
@@ -275,6 +287,7 @@ impl Model {
                     if let Some(size) = plan.page_size {
                         *table = *table & !(3 << 8) | size << 8;
                     }
+                    *table &= !plan.unstuck;
                 }
             }
             0x80 | 0x100..0x140 => self.violations.push("a table while the ITS is on".into()),
@@ -298,7 +311,11 @@ impl Model {
             let page = PhysAddr::new(at & !(PAGE - 1));
             let first = (at % PAGE) as usize / 8;
             let words = [0, 1, 2, 3].map(|i| machine.read_word(page, first + i));
-            if self.stall == Some(words[0] & 0xff) {
+            if !self.cleaned.remove(&at) {
+                self.violations
+                    .push(format!("a command at {at:#x} that is in a cache"));
+            }
+            if self.stall.as_ref().is_some_and(|stall| stall(&words)) {
                 its.reader |= 1;
                 return;
             }
@@ -309,7 +326,9 @@ impl Model {
                 if words[2] & VALID != 0 {
                     let size = entry << ((words[1] & 0x1f) + 1);
                     let itt = words[2] & 0xf_ffff_ffff_ff00;
-                    its.devices.insert(device, (itt, size));
+                    if its.devices.insert(device, (itt, size)).is_some() {
+                        self.violations.push("a device mapped over itself".into());
+                    }
                 } else {
                     its.devices.remove(&device);
                 }
@@ -381,7 +400,12 @@ impl FakeMachine {
 
     /// Makes the ITS stall on commands with this opcode, or on none.
     pub fn stall_on(&self, opcode: Option<u64>) {
-        self.gic().stall = opcode;
+        self.stall_if(move |words| opcode == Some(words[0] & 0xff));
+    }
+
+    /// Makes the ITS stall on these commands.
+    pub fn stall_if(&self, stall: impl Fn(&[u64; 4]) -> bool + Send + 'static) {
+        self.gic().stall = Some(Box::new(stall));
     }
 
     /// The ITS takes no command any more.
@@ -458,5 +482,8 @@ impl Mmio for FakeMachine {
         self.register_write(at.raw(), value);
     }
 
-    fn clean(&self, _from: PhysAddr, _bytes: u64) {}
+    fn clean(&self, from: PhysAddr, bytes: u64) {
+        let commands = (from.raw()..from.raw() + bytes).step_by(32);
+        self.gic().cleaned.extend(commands);
+    }
 }

@@ -10,7 +10,7 @@ use super::{FakeMachine, GicPlan};
 use crate::addr::{PhysAddr, PhysPages};
 use crate::gic_guard::GicConfig;
 use crate::hw::GuestExit;
-use crate::hypervisor::{BootConfig, CpuInfo, HostFaultAction, Hypervisor};
+use crate::hypervisor::{BootConfig, BootError, CpuInfo, HostFaultAction, Hypervisor};
 use crate::log_ring::LogRing;
 use crate::tracker::PageEntry;
 use crate::vm::Slots;
@@ -87,6 +87,11 @@ impl Host {
 
     /// Boots this machine, whose pool lies in the hypervisor's memory.
     pub fn boot(machine: FakeMachine, features: Features) -> Self {
+        Self::try_boot(machine, features).unwrap()
+    }
+
+    /// The same with a machine that may be refused.
+    fn try_boot(machine: FakeMachine, features: Features) -> Result<Self, BootError> {
         let ram = PhysPages::new(PhysAddr::new(Self::RAM), Self::RAM_BYTES / PAGE_SIZE).unwrap();
         let hyp = PhysPages::new(PhysAddr::new(Self::RAM), Self::HYP_BYTES / PAGE_SIZE).unwrap();
         let tracker = vec![PageEntry::default(); ram.count() as usize];
@@ -111,14 +116,13 @@ impl Host {
             slots: Box::leak(Box::new(Slots::new())),
             log: Box::leak(Box::new(LogRing::new())),
         };
-        let hyp: &Hypervisor<FakeMachine> =
-            Box::leak(Box::new(Hypervisor::new(machine, config).unwrap()));
+        let hyp: &Hypervisor<FakeMachine> = Box::leak(Box::new(Hypervisor::new(machine, config)?));
         hyp.machine().watch(hyp.host_regime());
         hyp.machine().watch_gic(|page| hyp.memory.page_state(page));
-        Self {
+        Ok(Self {
             hyp,
             next: Self::RAM + Self::HYP_BYTES,
-        }
+        })
     }
 
     /// The machine.
@@ -166,10 +170,18 @@ impl Host {
 
     /// Boots a machine with an interrupt controller.
     pub fn with_gic(plan: GicPlan) -> Self {
+        Self::try_with_gic(plan).unwrap()
+    }
+
+    /// The same with an interrupt controller that may be refused.
+    ///
+    /// # Errors
+    /// What the boot ended with.
+    pub fn try_with_gic(plan: GicPlan) -> Result<Self, BootError> {
         let pool = PhysPages::new(PhysAddr::new(Self::RAM + 0x10_0000), 64).unwrap();
         let machine = FakeMachine::new(pool);
         machine.add_gic(plan);
-        Self::boot(machine, Features::UNSAFE_DMA)
+        Self::try_boot(machine, Features::UNSAFE_DMA)
     }
 
     /// An access of EL1 to an address that traps: what it read (0 for a write).

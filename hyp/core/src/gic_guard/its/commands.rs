@@ -15,8 +15,6 @@ use crate::hw::Machine;
 const COMMAND_BYTES: u64 = 32;
 /// Commands that one access of the host has done, at most; the next access goes on.
 const BATCH: usize = 128;
-/// Most pages of an ITT.
-const ITT_PAGES_MAX: u64 = 512;
 
 impl<M: Machine> Its<M> {
     /// Unmaps every device, by command, so that the ITS forgets what it has cached of their ITTs. It is idle before
@@ -61,8 +59,12 @@ impl<M: Machine> Its<M> {
         }
     }
 
-    /// Checks a command and has it done, or refuses it with nothing changed.
+    /// Checks a command and has it done, or refuses it with nothing changed; a MAPD that the hardware alone refuses
+    /// leaves its device unmapped.
     fn execute(&mut self, site: &Site<'_, M>, command: Command) -> Result<(), Failure> {
+        if self.queue.is_dead() {
+            return Err(Failure::Dead);
+        }
         let by_address = by_address(self.typer);
         let is_sound = match command {
             Command::Mapd { device, itt: None } => {
@@ -137,14 +139,11 @@ impl<M: Machine> Its<M> {
 
     fn itt_pages(&self, device: &Device) -> Result<PhysPages, Error> {
         let entry = (self.typer >> 4 & 0xf) + 1;
-        let pages = pages_of(device.itt.raw(), entry << (device.bits + 1))?;
-        if pages.count() > ITT_PAGES_MAX {
-            return Err(Error::TooLarge);
-        }
-        Ok(pages)
+        pages_of(device.itt.raw(), entry << (device.bits + 1))
     }
 
-    /// MAPD with Valid: the ITT's pages are pinned as long as the device is mapped to it.
+    /// MAPD with Valid: the ITT's pages are pinned as long as the device is mapped to it. A device that is mapped
+    /// already is unmapped first, so that its old ITT goes as it always does, or stays known where that is refused.
     fn map_device(&mut self, site: &Site<'_, M>, device: Device) -> Result<(), Failure> {
         let ids = 2u64 << (self.typer >> 13 & 0x1f);
         let entries = self.live_table(Kind::Devices).map_or(0, |t| t.entries);
@@ -152,8 +151,7 @@ impl<M: Machine> Its<M> {
         {
             return Err(Error::InvalidParameter.into());
         }
-        let slot = self.devices.iter().position(|d| d.id == device.id);
-        if slot.is_none() && self.devices.is_full() {
+        if self.devices.is_full() && self.devices.iter().all(|d| d.id != device.id) {
             return Err(Error::NoSlot.into());
         }
         let pages = self.itt_pages(&device)?;
@@ -162,24 +160,16 @@ impl<M: Machine> Its<M> {
             device: device.id,
             itt: Some((device.itt, device.bits)),
         };
-        match self.queue.issue(site.machine, command) {
-            Ok(()) => {}
-            Err(Failure::Refused(error)) => {
-                unpin(site.memory, &pages);
-                return Err(error.into());
-            }
-            Err(Failure::Dead) => return Err(Failure::Dead),
+        let mapped = self
+            .unmap_device(site, device.id)
+            .and_then(|()| self.queue.issue(site.machine, command));
+        match mapped {
+            Ok(()) => self.devices.push(device),
+            Err(Failure::Refused(_)) => unpin(site.memory, &pages),
+            // It may carry the command out yet.
+            Err(Failure::Dead) => {}
         }
-        match slot.and_then(|slot| self.devices.get_mut(slot)) {
-            None => self.devices.push(device),
-            Some(known) => {
-                let old = core::mem::replace(known, device);
-                let pages = self.itt_pages(&old)?;
-                self.sync(site)?;
-                unpin(site.memory, &pages);
-            }
-        }
-        Ok(())
+        mapped
     }
 
     /// MAPD without Valid. A device that is not mapped stays so.

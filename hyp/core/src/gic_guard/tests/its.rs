@@ -225,6 +225,30 @@ fn a62_a_table_starts_at_a_multiple_of_its_page_size() {
 }
 
 #[test]
+fn there_are_no_tables_of_two_levels() {
+    let mut host = host();
+    let table = aligned(&mut host, 16);
+    write(&host, DEVICES, VALID | INDIRECT | table | PAGE_64K);
+    let register = host.machine().gic_register(DEVICES);
+    assert_eq!(register & (VALID | INDIRECT), VALID);
+}
+
+#[test]
+fn a62_a_table_that_the_hardware_does_not_take_as_it_is_goes_back() {
+    for unstuck in [0xff, 1 << 20] {
+        let mut host = Host::with_gic(GicPlan {
+            unstuck,
+            ..GicPlan::default()
+        });
+        let table = aligned(&mut host, 1024).next_multiple_of(0x10_0000) | 1 << 20;
+        write(&host, DEVICES, VALID | table | PAGE_64K | 1);
+        assert_eq!(host.machine().gic_register(DEVICES) & VALID, 0);
+        assert_eq!(kept(&host), [0, 0]);
+        host.machine().assert_sound();
+    }
+}
+
+#[test]
 fn an_address_above_48_bits_of_a_table_is_no_ram() {
     let mut host = host();
     let table = aligned(&mut host, 16);
@@ -248,6 +272,71 @@ fn without_memory_for_host_tables_a_table_is_refused_and_comes_back_later() {
     host.machine().assert_sound();
     write(&host, DEVICES, 0);
     assert_eq!(kept(&host), [0, 0]);
+}
+
+#[test]
+fn a_table_whose_pages_cannot_go_back_yet_is_no_table_and_makes_way_for_none() {
+    let mut its = Its::new(GicPlan::default());
+    write32(&its.host, CTLR, 0);
+    let block = aligned(&mut its.host, 1024).next_multiple_of(0x20_0000);
+    // Halves of a block, whose table in the host's stage 2 goes with the second.
+    write(&its.host, COLLECTIONS, VALID | block | PAGE_64K | 15);
+    let second = block + 0x10_0000;
+    write(&its.host, DEVICES, VALID | second | PAGE_64K | 15);
+    assert_eq!(kept(&its.host), [1, 512]);
+    its.host.machine().limit_pool(Some(0));
+    let spare = its.spare;
+    write(&its.host, DEVICES, VALID | spare | PAGE_64K);
+    assert_eq!(read(&its.host, DEVICES) & VALID, 0);
+    assert_eq!(kept(&its.host), [1, 512]);
+    write32(&its.host, CTLR, 1);
+    assert!(!its.command(mapd(1, spare, 3)));
+    write32(&its.host, CTLR, 0);
+    its.host.machine().limit_pool(None);
+    write(&its.host, DEVICES, VALID | spare | PAGE_64K);
+    assert_eq!(kept(&its.host), [1, 256 + 16]);
+    write(&its.host, COLLECTIONS, 0);
+    assert_eq!(kept(&its.host), [1, 16]);
+    its.host.machine().assert_sound();
+}
+
+#[test]
+fn base_registers_take_their_halves_in_any_order() {
+    let mut host = host();
+    let at = aligned(&mut host, 32);
+    for (register, value) in [
+        (CBASER, VALID | 7 << 59 | at | 1 << 10 | 3),
+        (DEVICES, VALID | at | 1 << 16 | PAGE_64K),
+    ] {
+        for halves in [[0, 4], [4, 0]] {
+            // Of the halves, one names no memory of the host's.
+            for half in halves {
+                write32(&host, register + half, value >> (8 * half) & 0xffff_ffff);
+            }
+            let read = read(&host, register);
+            assert_eq!(read & (VALID | 0xffff_ffff), value & (VALID | 0xffff_ffff));
+            write32(&host, register + 4, 0);
+            write32(&host, register, 0);
+            assert_eq!(kept(&host), [0, 0]);
+        }
+    }
+    host.machine().assert_sound();
+}
+
+#[test]
+fn an_its_that_is_not_quiescent_is_not_switched_on() {
+    let host = Host::with_gic(GicPlan {
+        slow: 6,
+        ..GicPlan::default()
+    });
+    write32(&host, CTLR, 1);
+    write32(&host, CTLR, 0);
+    write32(&host, CTLR, 1);
+    assert_eq!(read32(&host, CTLR) & 1, 0);
+    while read32(&host, CTLR) >> 31 == 0 {}
+    write32(&host, CTLR, 1);
+    assert_eq!(read32(&host, CTLR), 1);
+    host.machine().assert_sound();
 }
 
 #[test]
@@ -289,6 +378,14 @@ fn a62_the_queue_is_pinned_as_long_as_it_is_one() {
     write(&host, CBASER, VALID | 7 << 59 | queue | 1 << 10 | 15);
     assert_eq!(read(&host, CBASER), VALID | 7 << 59 | queue | 1 << 10 | 15);
     assert_eq!(kept(&host), [16, 0]);
+    // Reserved fields stay zero.
+    write(
+        &host,
+        CBASER,
+        !(0x7f << 52 | 0xf_ffff_ffff_f0ff) | queue | 15,
+    );
+    let fields = VALID | 7 << 59 | 3 << 10 | 15;
+    assert_eq!(read(&host, CBASER) & !(7 << 53), fields | queue);
     let donate = [vm, queue + 0xf000, Host::GUEST_RAM, 1, 0];
     let refused = host.call(HostFunction::VmDonate, &donate).err();
     assert_eq!(refused, Some(Error::PagePinned));

@@ -66,6 +66,16 @@ fn a06_hardware_tables_without_host_tables() {
         w.memory.give_table(&w.machine, across)
     });
     assert_eq!(took, 0);
+    // Halves of a block, whose table went with the second: the first to come back takes one.
+    for half in [0, 256] {
+        let half = pages(HIGH + 12 * BLOCK + half * 4096, 256);
+        world.memory.take_table(&world.machine, half).unwrap();
+    }
+    let took = with_short_pool(&world, &mut guest, &|w, _| {
+        w.memory
+            .give_table(&w.machine, pages(HIGH + 12 * BLOCK, 256))
+    });
+    assert_eq!(took, 1);
 }
 
 #[test]

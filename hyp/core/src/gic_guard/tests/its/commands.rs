@@ -100,6 +100,10 @@ fn lpis_move_between_redistributors_that_use_them() {
     }
     assert!(its.command([14, 0, 0, CPU2]));
     assert_eq!(its.done(), [[14, 0, 0, CPU2]]);
+    // Reserved fields are dropped.
+    let reserved = 0xfff << 52 | 0xffff;
+    assert!(its.command([!0xff | 14, !0, reserved, reserved | CPU2]));
+    assert_eq!(its.done(), [[14, 0, 0, CPU2]]);
     assert!(!its.command([14, 0, 0, 1 << 16]));
     assert!(!its.command([14, 0, 1 << 16, CPU2]));
 }
@@ -131,6 +135,64 @@ fn collections_that_the_hardware_holds_need_no_table() {
     write32(&its.host, CTLR, 1);
     assert!(its.command(mapc(3, CPU2)));
     assert!(!its.command(mapc(4, CPU2)));
+}
+
+#[test]
+fn numbers_of_devices_and_collections_are_those_of_the_hardware() {
+    let with = |typer, collections| {
+        Its::new(GicPlan {
+            typer,
+            collections,
+            ..GicPlan::default()
+        })
+    };
+    // Devbits, then CIDbits: 8 instead of 16.
+    let mut its = with(8 << 13, 0);
+    assert!(its.command(mapd(255, its.spare, 3)));
+    assert!(!its.command(mapd(256, its.spare, 3)));
+    let mut its = with(8 << 32, 0);
+    assert!(its.command(mapc(255, CPU2)));
+    assert!(!its.command(mapc(256, CPU2)));
+    // Without CIL there are 16.
+    let mut its = with(8 << 32 | 1 << 36, 0);
+    assert!(its.command(mapc(256, CPU2)));
+    // Those of the hardware add to the table's with CCT only.
+    assert!(!with(0, 4).command(mapc(0x2000, CPU2)));
+    let mut its = with(1 << 2, 4);
+    assert!(its.command(mapc(0x2003, CPU2)));
+    assert!(!its.command(mapc(0x2004, CPU2)));
+}
+
+#[test]
+fn a62_a_device_is_unmapped_everywhere_before_it_is_mapped_anew() {
+    let mut its = its();
+    let (old, new) = (its.spare, its.spare + 0x1000);
+    assert!(its.command(mapd(1, old, 3)));
+    its.done();
+    assert!(its.command(mapd(1, new, 3)));
+    let syncs = [0, 1, 2, 3].map(|cpu| sync(cpu << 16));
+    let order = [&[unmapd(1)][..], &syncs, &[mapd(1, new, 3)]].concat();
+    assert_eq!(its.done(), order);
+    assert_eq!(state(&its.host, old), PageState::Host);
+    its.host.machine().assert_sound();
+}
+
+#[test]
+fn a62_an_itt_stays_known_while_a_redistributor_has_not_seen_its_end() {
+    let mut its = its();
+    let (old, new) = (its.spare, its.spare + 0x1000);
+    assert!(its.command(mapd(1, old, 3)));
+    its.host.machine().stall_if(|words| *words == sync(3 << 16));
+    for words in [mapd(1, new, 3), unmapd(1), mapd(1, new, 3)] {
+        assert!(!its.command(words));
+        assert_eq!(state(&its.host, old), PageState::Pinned(1));
+        assert_eq!(state(&its.host, new), PageState::Host);
+    }
+    its.host.machine().stall_on(None);
+    assert!(its.command(mapd(1, new, 3)));
+    assert_eq!(state(&its.host, old), PageState::Host);
+    assert_eq!(kept(&its.host), [1 + 1, 144]);
+    its.host.machine().assert_sound();
 }
 
 #[test]
@@ -246,6 +308,67 @@ fn a62_an_its_that_answers_no_more_keeps_what_it_may_use() {
     assert_eq!(read32(&its.host, CTLR) & 1, 0);
     assert_eq!(kept(&its.host), [2, 144]);
     its.host.machine().assert_sound();
+}
+
+#[test]
+fn a62_an_itt_that_was_on_its_way_to_a_dead_its_stays_pinned() {
+    let its = |stall: bool| {
+        let mut its = its();
+        if stall {
+            let both = |words: &[u64; 4]| [5, 8].contains(&(words[0] & 0xff));
+            its.host.machine().stall_if(both);
+        } else {
+            its.host.machine().kill_its();
+        }
+        its.put(mapd(1, its.spare, 3));
+        write(&its.host, CWRITER, its.tail);
+        its.host.machine().stall_on(None);
+        its
+    };
+    // It takes no command, or stalls on a SYNC.
+    for mut its in [its(false), its(true)] {
+        assert_eq!(read(&its.host, CREADR), 1);
+        assert_eq!(state(&its.host, its.spare), PageState::Pinned(1));
+        // Nothing is tried again, nothing more is pinned.
+        let written = its.host.machine().gic_register(CWRITER);
+        its.tail = 0;
+        its.put(mapd(1, its.spare + 0x1000, 3));
+        write(&its.host, CWRITER, its.tail | 1);
+        assert_eq!(read(&its.host, CREADR), 1);
+        assert_eq!(its.host.machine().gic_register(CWRITER), written);
+        assert_eq!(kept(&its.host), [1 + 1, 144]);
+        write32(&its.host, CTLR, 0);
+        write32(&its.host, CTLR, 1);
+        assert_eq!(read32(&its.host, CTLR) & 1, 0);
+        its.host.machine().assert_sound();
+    }
+}
+
+#[test]
+fn an_its_that_is_switched_on_again_repeats_no_command() {
+    let mut its = its();
+    assert!(its.command(mapd(1, its.spare, 3)));
+    write32(&its.host, CTLR, 0);
+    write32(&its.host, CTLR, 1);
+    its.done();
+    assert!(its.command(sync(CPU2)));
+    assert_eq!(its.done(), [sync(CPU2)]);
+    its.host.machine().assert_sound();
+}
+
+#[test]
+fn a_stalled_queue_reads_its_command_again_for_a_retry_only() {
+    let mut its = its();
+    its.put([0xff, 0, 0, 0]);
+    write(&its.host, CWRITER, its.tail);
+    assert_eq!(read(&its.host, CREADR), 1);
+    its.tail = 0;
+    its.put(sync(CPU2));
+    write(&its.host, CWRITER, its.tail);
+    assert_eq!(read(&its.host, CREADR), 1);
+    assert!(its.done().is_empty());
+    write(&its.host, CWRITER, its.tail | 1);
+    assert_eq!(read(&its.host, CREADR), its.tail);
 }
 
 #[test]
