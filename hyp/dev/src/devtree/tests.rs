@@ -6,6 +6,7 @@ use vm_fdt::FdtWriter;
 
 use super::*;
 
+mod gic;
 mod masters;
 mod pci;
 
