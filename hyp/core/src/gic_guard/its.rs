@@ -133,6 +133,9 @@ pub(super) struct Its<M: Machine> {
 
 impl<M: Machine> Its<M> {
     /// Takes an ITS over: off, without tables.
+    ///
+    /// # Errors
+    /// `NoMemory`; `Busy` for one that cannot be switched off.
     pub fn new(site: &Site<'_, M>, base: PhysAddr) -> Result<Self, Error> {
         let machine = site.machine;
         let page = queue_page(machine).ok_or(Error::NoMemory)?;
@@ -143,6 +146,10 @@ impl<M: Machine> Its<M> {
             .first()
             .map(|r| r.target(by_address(typer)));
         let queue = Queue::new(machine, base, page, target.unwrap_or(0));
+        if queue.is_dead() {
+            // Nobody knows what firmware had it use.
+            return Err(Error::Busy);
+        }
         let asked = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| {
             let register = queue.at(BASER + 8 * index);
             let value = machine.read64(register) & !VALID;

@@ -141,7 +141,7 @@ impl<M: Machine> GicGuard<M> {
     /// Takes the tables that firmware may have left into account, and gives every ITS its command queue.
     ///
     /// # Errors
-    /// `NoMemory` for the queues; those of [`HostMemory::pin`] where LPIs are on and cannot be switched off, with
+    /// `NoMemory` for the queues; `Busy` for an ITS that cannot be switched off; those of [`HostMemory::pin`] where LPIs are on and cannot be switched off, with
     /// tables in pages that are not the host's.
     pub fn new(
         machine: &M,

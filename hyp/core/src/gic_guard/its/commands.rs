@@ -24,10 +24,16 @@ impl<M: Machine> Its<M> {
             return Ok(());
         }
         self.queue.enable(site.machine);
+        let forgotten = self.unmap_all(site);
+        self.queue.disable(site.machine)?;
+        forgotten
+    }
+
+    fn unmap_all(&mut self, site: &Site<'_, M>) -> Result<(), Failure> {
         while let Some(device) = self.devices.last().copied() {
             self.unmap_device(site, device.id)?;
         }
-        self.queue.disable(site.machine)
+        Ok(())
     }
 
     /// Has the host's next commands done, up to the first that is refused.

@@ -4,6 +4,7 @@ mod commands;
 
 use super::*;
 use crate::hw::Memory;
+use crate::hypervisor::BootError;
 
 const CTLR: u64 = GITS;
 const CBASER: u64 = GITS + 0x80;
@@ -130,6 +131,15 @@ fn an_its_starts_switched_off_and_without_tables() {
         assert_eq!(read32(&host, GITS + at), before);
     }
     host.machine().assert_sound();
+}
+
+#[test]
+fn a62_an_its_that_cannot_be_switched_off_ends_the_boot() {
+    let refused = Host::try_with_gic(GicPlan {
+        slow: u32::MAX,
+        ..GicPlan::default()
+    });
+    assert_eq!(refused.err(), Some(BootError::Gic(Error::Busy)));
 }
 
 #[test]

@@ -292,6 +292,22 @@ fn a62_a_command_that_the_hardware_refuses_changes_nothing() {
 }
 
 #[test]
+fn a62_a_device_table_stays_while_its_devices_cannot_be_unmapped() {
+    let mut its = its();
+    assert!(its.command(mapd(1, its.spare, 3)));
+    write32(&its.host, CTLR, 0);
+    its.host.machine().stall_on(Some(8));
+    write(&its.host, DEVICES, 0);
+    assert_eq!(kept(&its.host), [2, 144]);
+    // It is off, as the host left it, and the next try succeeds.
+    assert_eq!(read32(&its.host, CTLR), 1 << 31);
+    its.host.machine().stall_on(None);
+    write(&its.host, DEVICES, 0);
+    assert_eq!(kept(&its.host), [1, 16]);
+    its.host.machine().assert_sound();
+}
+
+#[test]
 fn a62_an_its_that_answers_no_more_keeps_what_it_may_use() {
     let mut its = its();
     assert!(its.command(mapd(1, its.spare, 3)));
