@@ -30,7 +30,7 @@ pub enum PasstError {
     /// A port that is to lead to the guest.
     #[error("cannot listen at {0} for the guest: {1}; choose another port or address of the host")]
     Port(Forward, io::Error),
-    /// It takes no port below 1024, and does not say so.
+    /// Some versions have no port below 1024, and do not say so.
     #[error("{PROGRAM} does not listen at {0} for the guest; choose a port from 1024 on")]
     Deaf(Forward),
     /// It started, and said no.

@@ -27,16 +27,14 @@ const ID: u16 = 19;
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 const EVENT: u16 = 2;
-const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
+/// Few packets to send at once, so that the window has room for all of them. The credit of one connection is four.
+const QUEUE_SIZES: [u16; 3] = [128, 16, 8];
 /// Bytes that the guest takes from its window at once, for however little.
 const SLOT: u64 = 2048;
 /// Bytes of window for a receive buffer of Linux: most of a page.
 const RECEIVE_BUFFER: u64 = 4096;
 /// Bytes of window for the longest packet that Linux sends: 64 KiB, its header, its indirect table.
 const PACKET: u64 = (64 << 10) + 2 * SLOT;
-/// Such packets on their way out at once. One connection's credit is four; those that were taken stay in the window
-/// until the guest has looked after them.
-const PACKETS_IN_FLIGHT: u64 = 16;
 /// Packets in one direction before the other one, and whoever wants the thread to end, get their turn.
 const TURN: usize = 256;
 /// VIRTIO_VSOCK_F_STREAM: stream sockets, and no others.
@@ -173,7 +171,8 @@ impl VirtioDevice for Vsock {
         let posted = u64::from(QUEUE_SIZES[0]) * RECEIVE_BUFFER + u64::from(QUEUE_SIZES[2]) * SLOT;
         BufferNeed {
             least: posted + PACKET,
-            usual: posted + PACKETS_IN_FLIGHT * PACKET,
+            // Those that were taken stay in the window until the guest has looked after them, whatever the credit.
+            usual: posted + u64::from(QUEUE_SIZES[1]) * PACKET,
         }
     }
 
