@@ -10,12 +10,16 @@
 #include <linux/module.h>
 #include <linux/pci.h>
 #include <linux/property.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 
 /* The longest region, in bytes. */
 #define REGION_MAX	((u64)PORTHOLE_DMA_PAGES_MAX << PAGE_SHIFT)
 /* Physical addresses that the hypervisor lets a confined device use. */
 #define REGION_BITS	39
+/* Disks in PCI device ids of virtio: 1.x, and transitional (virtio 1.2, 4.1.2) */
+#define VIRTIO_BLK	0x1042
+#define VIRTIO_BLK_OLD	0x1001
 
 struct porthole_confined {
 	struct list_head link;
@@ -84,7 +88,18 @@ static bool has_plain_addresses(struct pci_dev *pdev)
 	       device_get_dma_attr(bridge->dev.parent) == DEV_DMA_COHERENT;
 }
 
-static u32 obstacle(struct pci_dev *pdev)
+/*
+ * Disk drivers split requests by dma_max_mapping_size; virtio_blk limits only
+ * the pieces of a request by it, and tries one that cannot be mapped for ever.
+ */
+static u64 least(struct pci_dev *pdev)
+{
+	return pdev->vendor == PCI_VENDOR_ID_REDHAT_QUMRANET &&
+	       (pdev->device == VIRTIO_BLK || pdev->device == VIRTIO_BLK_OLD) ?
+		       SZ_2M : PAGE_SIZE;
+}
+
+static u32 obstacle(struct pci_dev *pdev, u64 size)
 {
 	if (!IS_ENABLED(CONFIG_ARCH_HAS_DMA_OPS))
 		return PORTHOLE_DMA_OBSTACLE_KERNEL;
@@ -97,6 +112,8 @@ static u32 obstacle(struct pci_dev *pdev)
 		return PORTHOLE_DMA_OBSTACLE_IOMMU;
 	if (!has_plain_addresses(pdev))
 		return PORTHOLE_DMA_OBSTACLE_ADDRESS;
+	if (size < least(pdev))
+		return PORTHOLE_DMA_OBSTACLE_SIZE;
 	return PORTHOLE_DMA_OBSTACLE_NONE;
 }
 
@@ -154,7 +171,7 @@ static long confine(struct pci_dev *pdev, struct porthole_dma_confine *arg)
 
 	if (find(&pdev->dev))
 		return -EEXIST;
-	arg->obstacle = obstacle(pdev);
+	arg->obstacle = obstacle(pdev, arg->size);
 	if (arg->obstacle)
 		return -EOPNOTSUPP;
 	c = kzalloc(sizeof(*c), GFP_KERNEL);

@@ -68,15 +68,22 @@ static dma_addr_t take(struct device *dev, phys_addr_t origin, size_t bytes,
 		goto full;
 	count = slots_of(offset + bytes);
 	spin_lock_irqsave(&pool->lock, flags);
-	/* What stays long lies low; what comes and goes, in a circle. */
+	/*
+	 * What comes and goes lies in a circle; what stays long lies low, and
+	 * leaves room for a mapping: without any, a driver of a disk would try
+	 * its first request for ever instead of failing.
+	 */
 	if (origin != IN_PLACE)
 		first = find_slots(pool, pool->next, count, align_mask);
-	if (first >= pool->slots)
+	if (first >= pool->slots &&
+	    (origin != IN_PLACE || count + pool->kept <= pool->kept_max))
 		first = find_slots(pool, 0, count, align_mask);
 	if (first < pool->slots) {
 		bitmap_set(pool->used, first, count);
 		pool->busy += count;
-		if (origin != IN_PLACE)
+		if (origin == IN_PLACE)
+			pool->kept += count;
+		else
 			pool->next = first + count;
 		for (i = 0; i < count; i++)
 			pool->slot[first + i].first = first;
@@ -96,10 +103,10 @@ static dma_addr_t take(struct device *dev, phys_addr_t origin, size_t bytes,
 		return DMA_MAPPING_ERROR;
 	}
 full:
-	atomic64_inc(&pool->failed);
-	dev_err_ratelimited(dev, "porthole: no room for %zu bytes in its DMA region of %zu KiB (%lu KiB in use); `porthole dma release` it and confine it to more\n",
-			    bytes, pool->size >> 10,
-			    ((unsigned long)READ_ONCE(pool->busy) << SLOT_SHIFT) >> 10);
+	/* A driver may try again all the time. */
+	if (is_power_of_2(atomic64_inc_return(&pool->failed)))
+		dev_err(dev, "porthole: no room for %zu bytes in its DMA region of %zu KiB (%llu KiB in use); `porthole dma release` it and confine it to more\n",
+			bytes, pool->size >> 10, porthole_pool_used(pool) >> 10);
 	return DMA_MAPPING_ERROR;
 }
 
@@ -129,6 +136,8 @@ void porthole_pool_give(struct porthole_pool *pool, dma_addr_t addr)
 		count = slots_of(slot->offset + slot->bytes);
 		bitmap_clear(pool->used, slot->first, count);
 		pool->busy -= count;
+		if (slot->origin == IN_PLACE)
+			pool->kept -= count;
 	}
 	spin_unlock_irqrestore(&pool->lock, flags);
 }
@@ -316,10 +325,15 @@ static u64 pool_required_mask(struct device *dev)
 	return DMA_BIT_MASK(fls64(pool->start + pool->size - 1));
 }
 
+static size_t longest_mapping(const struct porthole_pool *pool)
+{
+	return clamp_t(size_t, pool->size / MAPPING_SHARE & PAGE_MASK, PAGE_SIZE,
+		       MAPPING_MAX);
+}
+
 static size_t pool_max_mapping_size(struct device *dev)
 {
-	return clamp_t(size_t, pool_of(dev)->size / MAPPING_SHARE & PAGE_MASK,
-		       PAGE_SIZE, MAPPING_MAX);
+	return longest_mapping(pool_of(dev));
 }
 
 /*
@@ -355,6 +369,7 @@ int porthole_pool_init(struct porthole_pool *pool, struct page *pages,
 	pool->start = page_to_phys(pages);
 	pool->size = size;
 	pool->slots = size >> SLOT_SHIFT;
+	pool->kept_max = pool->slots - slots_of(longest_mapping(pool));
 	pool->used = bitmap_zalloc(pool->slots, GFP_KERNEL);
 	pool->slot = kvcalloc(pool->slots, sizeof(*pool->slot), GFP_KERNEL);
 	if (pool->used && pool->slot)

@@ -211,6 +211,7 @@ struct porthole_pool {
 	unsigned int slots;
 	unsigned int next;		/* where the next search starts; under lock */
 	unsigned int busy;		/* slots in use; under lock */
+	unsigned int kept, kept_max;	/* of these, memory used where it is */
 	atomic64_t failed;		/* requests that found no room */
 	unsigned long *used;		/* a bit for each slot, under lock */
 	struct porthole_slot *slot;

@@ -174,6 +174,7 @@ struct porthole_vm_window {
 #define PORTHOLE_DMA_OBSTACLE_IOMMU	3	/* the kernel has an IOMMU of its own for it */
 #define PORTHOLE_DMA_OBSTACLE_ADDRESS	4	/* its addresses are not the CPUs', or not coherent */
 #define PORTHOLE_DMA_OBSTACLE_KERNEL	5	/* the kernel lets no module serve its DMA API */
+#define PORTHOLE_DMA_OBSTACLE_SIZE	6	/* its driver needs 2 MiB: a request is mapped whole */
 
 /*
  * PORTHOLE_DMA_CONFINE: takes a region of the kernel's memory, in one piece

@@ -14,12 +14,12 @@ IO_REPEAT=${PORTHOLE_BENCH_REPEAT:-3}
 # name|unit|operations short|long|command, which gets the number.
 # shellcheck disable=SC2016 # for the host's shell
 IO_BENCHES=(
-    'virtio-blk 4 KiB random|operation|256|2304|load /dev/vda randread 4k $((N * 4))k'
-    'virtio-blk 1 MiB sequential read|MiB|8|264|load /dev/vda read 1M ${N}M'
-    'virtio-blk 1 MiB sequential write|MiB|8|264|load /dev/vda write 1M ${N}M'
-    'NVMe 4 KiB random|operation|256|2304|load /dev/nvme0n1 randread 4k $((N * 4))k'
-    'NVMe 1 MiB sequential read|MiB|8|264|load /dev/nvme0n1 read 1M ${N}M'
-    'NVMe 1 MiB sequential write|MiB|8|264|load /dev/nvme0n1 write 1M ${N}M'
+    'virtio-blk 4 KiB random|operation|256|16640|load /dev/vda randread 4k $((N * 4))k'
+    'virtio-blk 1 MiB sequential read|MiB|8|2056|load /dev/vda read 1M ${N}M'
+    'virtio-blk 1 MiB sequential write|MiB|8|2056|load /dev/vda write 1M ${N}M'
+    'NVMe 4 KiB random|operation|256|16640|load /dev/nvme0n1 randread 4k $((N * 4))k'
+    'NVMe 1 MiB sequential read|MiB|8|2056|load /dev/nvme0n1 read 1M ${N}M'
+    'NVMe 1 MiB sequential write|MiB|8|2056|load /dev/nvme0n1 write 1M ${N}M'
     'TCP, e1000 to virtio-net|MiB|4|36|stream'
 )
 # Guests of two sizes, all memory donated before they start: MiB.

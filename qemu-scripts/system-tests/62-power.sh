@@ -128,7 +128,19 @@ st_a_second_kernel_takes_over_by_kexec() {
 load_drivers || exit 1
 start_guest
 wait_for "echo: ready" "$GUEST_LOG" 60 || exit 2
-mkdir -p /tmp/second/batch
+# A disk that works in a region of its own to the last.
+nvme=$(basename $(readlink /sys/class/nvme/nvme0/device))
+echo $nvme >/sys/bus/pci/drivers/nvme/unbind
+porthole dma confine $nvme 2M || exit 6
+echo $nvme >/sys/bus/pci/drivers/nvme/bind
+left=50
+until [ -b /dev/nvme0n1 ]; do left=$((left - 1)); [ $left -gt 0 ] || exit 7; sleep 0.2; done
+mkdir -p /tmp/second/batch /tmp/second/lib/first
+echo "nvme=$nvme sum=$(disk_write /dev/nvme0n1 64 4)" >/tmp/second/lib/first/disk
+for module in /lib/io/modules/*.ko; do
+    cp $module /tmp/second/lib/first/
+    case $module in *-nvme.ko) break ;; esac
+done
 cp /batch/mark /tmp/second/batch/
 cat >/tmp/second/batch/command <<"SECOND"
 . /lib/porthole/guestlib.sh
@@ -136,7 +148,17 @@ echo "second kernel, up for $(cut -d. -f1 /proc/uptime) s, $(nproc) CPUs"
 nothing_left || exit 12
 start_guest
 wait_for "echo: ready" "$GUEST_LOG" 60 && tell_guest "echo of the second" && end_guest || { cat "$GUEST_LOG"; exit 13; }
-[ "$(nproc)" -eq 4 ] && porthole audit && nothing_left
+[ "$(nproc)" -eq 4 ] && porthole audit && nothing_left || exit 14
+# The region of the first kernel is ordinary memory of this one, and the disk reaches nothing else until it is released.
+. /lib/first/disk
+dmesg | grep "$nvme is confined by an earlier kernel" || exit 15
+porthole dma list | grep "$nvme.*2.0 MiB.*release it" || exit 16
+porthole dma release $nvme && ! porthole dma list | grep MiB || exit 17
+for module in /lib/first/*.ko; do insmod $module || exit 18; done
+left=50
+until [ -b /dev/nvme0n1 ]; do left=$((left - 1)); [ $left -gt 0 ] || exit 19; sleep 0.2; done
+[ "$(dd if=/dev/nvme0n1 bs=1M skip=64 count=4 iflag=direct 2>/dev/null | sha256sum | cut -d" " -f1)" = "$sum" ] || exit 20
+porthole audit && [ "$(porthole log | grep -c "DMA refused")" -eq 0 ]
 SECOND
 (cd /tmp/second && find . | cpio -o -H newc | gzip -1) >/tmp/second.gz || exit 3
 cat /lib/io/initramfs.gz /tmp/second.gz >/tmp/initrd

@@ -14,16 +14,19 @@ pub enum DmaObstacle {
     Address = 4,
     /// The kernel lets no module serve its DMA API.
     Kernel = 5,
+    /// Its driver needs 2 MiB: a request is mapped whole.
+    Size = 6,
 }
 
 impl DmaObstacle {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Bridge,
         Self::Alias,
         Self::Iommu,
         Self::Address,
         Self::Kernel,
+        Self::Size,
     ];
 
     /// The obstacle of a number; `None` for 0, which is none.

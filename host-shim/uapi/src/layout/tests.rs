@@ -64,6 +64,7 @@ fn structures_and_numbers_equal_the_drivers_header() {
         ("PORTHOLE_DMA_OBSTACLE_IOMMU", DmaObstacle::Iommu as u64),
         ("PORTHOLE_DMA_OBSTACLE_ADDRESS", DmaObstacle::Address as u64),
         ("PORTHOLE_DMA_OBSTACLE_KERNEL", DmaObstacle::Kernel as u64),
+        ("PORTHOLE_DMA_OBSTACLE_SIZE", DmaObstacle::Size as u64),
         ("PORTHOLE_IRQFD_DEASSIGN", IrqFlags::DEASSIGN.into()),
         ("PORTHOLE_IOEVENTFD_DEASSIGN", IrqFlags::DEASSIGN.into()),
         ("PORTHOLE_IOEVENTFD_DATAMATCH", IrqFlags::DATAMATCH.into()),

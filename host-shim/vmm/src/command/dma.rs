@@ -71,6 +71,9 @@ const fn reason(obstacle: DmaObstacle) -> &'static str {
         DmaObstacle::Kernel => {
             "the host's kernel has no CONFIG_ARCH_HAS_DMA_OPS; use one that has, as Debian's"
         }
+        DmaObstacle::Size => {
+            "a virtio disk has requests of up to 1.25 MiB in its region at once, and one that does not fit is tried for ever; give it at least 2M"
+        }
     }
 }
 
