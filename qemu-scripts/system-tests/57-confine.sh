@@ -191,8 +191,10 @@ for at in 64 80 96 112; do
     echo "wrote virtio $at $(disk_write_some /dev/vda $at)" &
 done
 wait
+# Eight requests of 1 MiB at once, which read back as they were written.
+disk_round /dev/vda 1M >/dev/null || exit 19
 porthole dma list
-[ "$(line $nvme 7)" -gt 100 ] && [ "$(line $disk 7)" -gt 0 ] || exit 11
+[ "$(line $nvme 7)" -gt 20 ] && [ "$(line $disk 7)" -gt 0 ] || exit 11
 [ "$(line $nvme 8)" -eq 0 ] && [ "$(line $disk 8)" -eq 0 ] || exit 12
 # Of all those, the log has a few.
 [ "$(dmesg | grep -c "nvme.*porthole: no room")" -lt 40 ] || exit 13
