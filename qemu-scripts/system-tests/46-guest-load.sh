@@ -67,7 +67,7 @@ wait $streams
 grep -E "sender|receiver" /tmp/iperf
 echo "guest: fio did $rounds rounds"
 pools
-dmesg | grep -iE "I/O error|timed? ?out|tx hang|BUG|Oops|lockup|stall" && fail "the kernel complains"
+dmesg | grep -iE "I/O error|timed? ?out|tx hang|BUG|Oops|lockup|detected stall" && fail "the kernel complains"
 
 # Without requests in flight the disk has its rings in the window and nothing else, as before.
 [ "$(pool_value "$disk" used)" -eq "$before" ] || fail "$disk: $(pool_value "$disk" used) slots in use, before $before"
