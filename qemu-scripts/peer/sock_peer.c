@@ -81,6 +81,21 @@ static int echo(const char *path)
 	return 0;
 }
 
+/* Takes every connection, says something on each, and listens to none: until it is killed. */
+static int talk(const char *path)
+{
+	static char data[PIECE];
+	struct sockaddr_un address;
+	int listener = unix_socket(path, &address), fd;
+
+	if (bind(listener, (struct sockaddr *)&address, sizeof(address)) || listen(listener, 4096))
+		fail("cannot listen at %s: %s", path, strerror(errno));
+	while ((fd = accept(listener, NULL, NULL)) >= 0)
+		send(fd, data, sizeof(data), MSG_DONTWAIT | MSG_NOSIGNAL);
+	fail("cannot accept: %s", strerror(errno));
+	return 1;
+}
+
 /* Asks the VMM's socket for a port of the guest, and compares what an echo there sends back. */
 static int send_to_guest(const char *path, const char *port, size_t bytes)
 {
@@ -174,10 +189,12 @@ int main(int argc, char **argv)
 {
 	if (argc == 3 && !strcmp(argv[1], "echo"))
 		return echo(argv[2]);
+	if (argc == 3 && !strcmp(argv[1], "talk"))
+		return talk(argv[2]);
 	if (argc == 5 && !strcmp(argv[1], "send"))
 		return send_to_guest(argv[2], argv[3], strtoul(argv[4], NULL, 10));
 	if (argc == 4 && !strcmp(argv[1], "udp"))
 		return udp(argv[2], atoi(argv[3]));
-	fprintf(stderr, "usage: sock_peer echo PATH | send PATH PORT BYTES | udp ADDRESS COUNT\n");
+	fprintf(stderr, "usage: sock_peer echo PATH | talk PATH | send PATH PORT BYTES | udp ADDRESS COUNT\n");
 	return 2;
 }

@@ -51,6 +51,19 @@ st_disks_share_a_host_with_their_own_options() {
     expect "$out" '^the read-only disk is as it was$'
 }
 
+st_devices_of_a_group_share_a_window_without_an_operating_system() {
+    local out
+    out=$(with_images 'image /tmp/a 4; image /tmp/b 4
+        devices --disk /tmp/a,group=g --disk /tmp/b,group=g --rng=group=g')
+    printf '%s\n' "$out"
+    expect "$out" 'window 0: .* 0000:00:01.0 BAR 4 offset 0x0, functions 0x07: as config space has it'
+    expect "$out" 'disk 0000:00:01.0: [0-9]* bytes of pool at 0x10000000, VIRTIO_F_SWIOTLB negotiated'
+    expect "$out" 'disk 0000:00:01.1: [0-9]* bytes of pool at 0x10[1-9a-f][0-9a-f]*, VIRTIO_F_SWIOTLB negotiated'
+    expect "$out" 'devices: 2 disks, 1 entropy devices, [1-9][0-9]* interrupts: done'
+    expect "$out" '^status 0$'
+    [ "$(grep -c '^window [0-9]*: ' <<<"$out")" = 1 ]
+}
+
 st_a_full_host_is_an_io_error_in_the_guest() {
     local out
     out=$(with_images 'mkdir -p /tmp/small; mount -t tmpfs -o size=2M tmpfs /tmp/small

@@ -30,7 +30,7 @@ with_sockets() {
         "$PORTHOLE_ROOT/qemu-scripts/peer/sock_peer.c"
     pack "$work/host" "$work/host.cpio"
     cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$work/initrd"
-    ST_SECONDS=300 on_host --smp 2 --initrd "$work/initrd" --batch "$WITH_SOCKETS$1" || status=$?
+    ST_SECONDS=${ST_SECONDS:-300} on_host --smp 2 --initrd "$work/initrd" --batch "$WITH_SOCKETS$1" || status=$?
     rm -rf "$work"
     return "$status"
 }

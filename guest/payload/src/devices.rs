@@ -12,8 +12,9 @@ use virtio_drivers::transport::DeviceType;
 
 use crate::fail;
 use crate::interrupt::Message;
-use crate::machine::{Machine, PciHost};
+use crate::machine::{Machine, PAGE, PciHost};
 use crate::pci::{self, Bars, Function, Space};
+use crate::raw::{Memory, Raw};
 use crate::transport::{self, Confinement, Layout, Numbers, WindowTransport};
 use crate::window::{self, Claim, Windows};
 
@@ -29,6 +30,14 @@ pub struct Found {
 }
 
 impl Found {
+    /// Device and function of the BAR that its window is in.
+    fn window(&self) -> Option<(u32, u8)> {
+        let id = self.function.id;
+        self.layout.swiotlb?;
+        let function = self.layout.swiotlb_function.unwrap_or(id.function());
+        Some((id.device(), function))
+    }
+
     /// What it is.
     pub fn kind(&self) -> Option<DeviceType> {
         transport::device_type(&self.function)
@@ -84,6 +93,28 @@ impl<'a> Devices<'a> {
         self.found.iter().filter(move |f| f.kind() == Some(kind))
     }
 
+    /// All of them, in the order of their places.
+    pub fn all(&self) -> impl Iterator<Item = &Found> {
+        self.found.iter()
+    }
+
+    /// The device with its window, for a driver that keeps to no rule.
+    pub fn raw(&self, device: &Found) -> Raw {
+        if self.sharers(device).count() > 1 {
+            fail!("{}: its window is not its own", device.function.id);
+        }
+        let (ipa, length) = self.place(device);
+        // SAFETY: `place` mapped it, and no pool is ever made over it: who takes a device raw opens it no other way.
+        let window = unsafe { Memory::new(ipa, length) };
+        Raw::new(
+            device.function,
+            &device.layout,
+            (&device.bars, self.host),
+            window,
+        )
+        .unwrap_or_else(|e| fail!("{}: {e}", device.function.id))
+    }
+
     /// Maps the device's window, makes its pool, and takes the device over.
     pub fn open(
         &self,
@@ -121,11 +152,20 @@ impl<'a> Devices<'a> {
         (transport, pool)
     }
 
-    /// Maps the memory for the pool: the window, or some of our RAM where there is none. First address and bytes.
+    /// The functions that have the window of this one, itself among them, in their order.
+    fn sharers(&self, device: &Found) -> impl Iterator<Item = &Found> {
+        let window = device.window();
+        self.found
+            .iter()
+            .filter(move |other| window.is_some() && other.window() == window)
+    }
+
+    /// Maps the memory for the pool: the window, or some of our RAM where there is none. First address and bytes. Of a
+    /// window that several functions share each gets an equal part.
     fn place(&self, device: &Found) -> (u64, u64) {
         match device.layout.swiotlb {
             Some(structure) if self.need_window => {
-                let place = structure.address(&device.bars);
+                let place = structure.address(&window_bars(&self.found, device));
                 let ipa = place.unwrap_or_else(|e| fail!("{}: {e}", device.function.id));
                 let length = u64::from(structure.length);
                 // The hypervisor confirmed it; the tree, which was measured, must agree too.
@@ -133,8 +173,17 @@ impl<'a> Devices<'a> {
                 if ipa < aperture.start || length > aperture.end.saturating_sub(ipa) {
                     fail!("the window at {ipa:#x} is outside the device tree's prefetchable range");
                 }
-                mmu::map(ipa, ipa, length, Attr::Data);
-                (ipa, length)
+                let (mut before, mut all) = (0, 0);
+                for (position, other) in (0..).zip(self.sharers(device)) {
+                    if other.function.id == device.function.id {
+                        before = position;
+                    }
+                    all = position + 1;
+                }
+                let part = (length / all) & !(PAGE - 1);
+                let ipa = ipa + before * part;
+                mmu::map(ipa, ipa, part, Attr::Data);
+                (ipa, part)
             }
             None if self.need_window => fail!("{}: no SWIOTLB capability", device.function.id),
             _ => match self.machine.top(0, RAM_POOL) {
@@ -177,6 +226,15 @@ fn scan(host: &PciHost, numbers: Numbers) -> vec::Vec<Found> {
     found
 }
 
+/// The BARs of the function that has the device's window; none if there is no such function.
+fn window_bars(found: &[Found], device: &Found) -> Bars {
+    let owner = found.iter().find(|other| {
+        let id = other.function.id;
+        device.window() == Some((id.device(), id.function()))
+    });
+    owner.map_or([None; 6], |owner| owner.bars)
+}
+
 fn check_windows(found: &[Found]) -> Windows {
     let claims: vec::Vec<Claim> = found
         .iter()
@@ -184,7 +242,7 @@ fn check_windows(found: &[Found]) -> Windows {
             Some(Claim {
                 function: f.function.id,
                 structure: f.layout.swiotlb?,
-                bars: f.bars,
+                bars: window_bars(found, f),
             })
         })
         .collect();

@@ -13,6 +13,7 @@ pub mod hypercall;
 pub mod interrupt;
 pub mod machine;
 pub mod pci;
+pub mod raw;
 pub mod transport;
 pub mod window;
 

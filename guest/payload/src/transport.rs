@@ -20,6 +20,9 @@ pub const VENDOR: u16 = 0x1af4;
 const DEVICE_BASE: u16 = 0x1040;
 /// Vendor-specific capability (PCI).
 const CAPABILITY_VENDOR: u8 = 9;
+/// In the first reserved byte of the SWIOTLB capability, with the number of another function of the device: the window
+/// is in that one's BAR. Porthole's own (host-shim/vmm/README.md), since the proposal says nothing of sharing.
+const OTHER_FUNCTION: u8 = 0x80;
 /// VIRTIO_F_VERSION_1.
 const VERSION_1: u64 = 1 << 32;
 /// No MSI-X vector.
@@ -30,21 +33,22 @@ const QUEUES: usize = 8;
 const PATIENCE: u32 = 1 << 20;
 
 // Common configuration (VIRTIO 1.2, 4.1.4.3).
-const DEVICE_FEATURE_SELECT: u64 = 0;
-const DEVICE_FEATURE: u64 = 4;
-const DRIVER_FEATURE_SELECT: u64 = 8;
-const DRIVER_FEATURE: u64 = 12;
+pub(crate) const DEVICE_FEATURE_SELECT: u64 = 0;
+pub(crate) const DEVICE_FEATURE: u64 = 4;
+pub(crate) const DRIVER_FEATURE_SELECT: u64 = 8;
+pub(crate) const DRIVER_FEATURE: u64 = 12;
 const CONFIG_VECTOR: u64 = 16;
-const STATUS: u64 = 20;
+pub(crate) const QUEUE_COUNT: u64 = 18;
+pub(crate) const STATUS: u64 = 20;
 const GENERATION: u64 = 21;
-const QUEUE_SELECT: u64 = 22;
-const QUEUE_SIZE: u64 = 24;
+pub(crate) const QUEUE_SELECT: u64 = 22;
+pub(crate) const QUEUE_SIZE: u64 = 24;
 const QUEUE_VECTOR: u64 = 26;
-const QUEUE_ENABLE: u64 = 28;
-const QUEUE_NOTIFY_OFF: u64 = 30;
-const QUEUE_DESC: u64 = 32;
-const QUEUE_DRIVER: u64 = 40;
-const QUEUE_DEVICE: u64 = 48;
+pub(crate) const QUEUE_ENABLE: u64 = 28;
+pub(crate) const QUEUE_NOTIFY_OFF: u64 = 30;
+pub(crate) const QUEUE_DESC: u64 = 32;
+pub(crate) const QUEUE_DRIVER: u64 = 40;
+pub(crate) const QUEUE_DEVICE: u64 = 48;
 const COMMON_SIZE: u32 = 56;
 
 /// Why a device cannot be driven.
@@ -85,12 +89,14 @@ pub struct Numbers {
 /// A virtio function's capabilities.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    common: Structure,
-    notify: Structure,
-    notify_multiplier: u32,
-    config: Option<Structure>,
+    pub(crate) common: Structure,
+    pub(crate) notify: Structure,
+    pub(crate) notify_multiplier: u32,
+    pub(crate) config: Option<Structure>,
     /// The bounce buffer.
     pub swiotlb: Option<Structure>,
+    /// The function of the same device whose BAR that is in, if another's (see [`OTHER_FUNCTION`]).
+    pub swiotlb_function: Option<u8>,
 }
 
 impl Layout {
@@ -103,7 +109,7 @@ impl Layout {
         numbers: Numbers,
     ) -> core::result::Result<Self, TransportError> {
         let (mut common, mut notify, mut config, mut swiotlb) = (None, None, None, None);
-        let mut notify_multiplier = 0;
+        let (mut notify_multiplier, mut swiotlb_function) = (0, None);
         let space = function.config();
         for (id, at) in function.capabilities()? {
             let (length, kind) = (space.read8(at + 2), space.read8(at + 3));
@@ -122,7 +128,11 @@ impl Layout {
                     notify_multiplier = space.read32(at + 16);
                 }
                 4 => _ = config.get_or_insert(here),
-                kind if kind == numbers.cfg_type => _ = swiotlb.get_or_insert(here),
+                kind if kind == numbers.cfg_type && swiotlb.is_none() => {
+                    swiotlb = Some(here);
+                    let owner = space.read8(at + 6);
+                    swiotlb_function = (owner & OTHER_FUNCTION != 0).then_some(owner & 7);
+                }
                 _ => {}
             }
         }
@@ -134,6 +144,7 @@ impl Layout {
             notify_multiplier,
             config,
             swiotlb,
+            swiotlb_function,
         })
     }
 }
