@@ -21,8 +21,10 @@ pub const FOLDER: &str = "/run/porthole";
 const STATUS: &str = "status";
 /// Longest question, in bytes.
 const REQUEST_MAX: u64 = 64;
-/// How long one asker may take.
+/// How long one asker may take to say or hear anything.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Askers that are served side by side, so that a slow one keeps nobody waiting.
+const ASKERS_MAX: usize = 16;
 
 /// The socket of the VM with this handle.
 pub fn path(folder: &Path, handle: u64) -> PathBuf {
@@ -123,7 +125,7 @@ impl Drop for Socket {
 /// Answers at `path` in a thread of its own. `answer` gives the object.
 pub fn serve<F, T>(path: PathBuf, answer: F) -> io::Result<Socket>
 where
-    F: Fn() -> io::Result<T> + Send + 'static,
+    F: Fn() -> io::Result<T> + Send + Sync + 'static,
     T: Serialize,
 {
     if let Some(folder) = path.parent() {
@@ -143,16 +145,38 @@ where
     std::thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
+            // Each asker's thread holds one, and the loop here another.
+            let answer = Arc::new(answer);
             for stream in listener.incoming() {
-                let answered = stream.and_then(|stream| reply(stream, &answer));
-                if let Err(e) = answered {
+                let started = stream.and_then(|stream| serve_one(stream, &answer));
+                if let Err(e) = started {
                     tracing::debug!("control socket: {e}");
-                    // Out of descriptors, most likely: whoever asks again may find one.
+                    // Out of descriptors or threads, most likely: whoever asks again may find one.
                     std::thread::sleep(Duration::from_millis(10));
                 }
             }
         })?;
     Ok(socket)
+}
+
+/// Answers one asker in a thread of its own; one too many is hung up on.
+fn serve_one<F, T>(stream: UnixStream, answer: &Arc<F>) -> io::Result<()>
+where
+    F: Fn() -> io::Result<T> + Send + Sync + 'static,
+    T: Serialize,
+{
+    if Arc::strong_count(answer) > ASKERS_MAX {
+        return Err(io::Error::other("too many ask at once"));
+    }
+    let answer = answer.clone();
+    std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            if let Err(e) = reply(stream, &*answer) {
+                tracing::debug!("control socket: {e}");
+            }
+        })?;
+    Ok(())
 }
 
 /// The status of a VM at its usual place.
@@ -199,6 +223,8 @@ pub fn ask(path: &Path) -> io::Result<serde_json::Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn served() -> (tempfile::TempDir, PathBuf, Socket) {
@@ -236,6 +262,26 @@ mod tests {
         let (_folder, path, _socket) = served();
         drop(UnixStream::connect(&path).unwrap());
         assert_eq!(ask(&path).unwrap()["vcpus"], 2);
+    }
+
+    #[test]
+    fn askers_that_say_nothing_keep_nobody_waiting_and_are_not_without_end() {
+        let (_folder, path, _socket) = served();
+        let connect = || UnixStream::connect(&path).unwrap();
+        let mut silent: Vec<_> = (1..ASKERS_MAX).map(|_| connect()).collect();
+        let start = Instant::now();
+        assert_eq!(ask(&path).unwrap()["vcpus"], 2);
+        assert!(start.elapsed() < PATIENCE, "behind those who say nothing");
+        silent.extend((0..4).map(|_| connect()));
+        // Those beyond the most are hung up on before the others' time is over.
+        let last = silent.last_mut().unwrap();
+        last.set_read_timeout(Some(PATIENCE / 2)).unwrap();
+        assert_eq!(last.read(&mut [0]).unwrap(), 0);
+        drop(silent);
+        while ask(&path).is_err() {
+            assert!(start.elapsed() < 4 * PATIENCE);
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //! How much in one buffer and how much in a second is limited: entropy costs the host time, which a guest may not
 //! take without end. Where the bytes come from is a file, /dev/urandom as a rule.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ const PIECE: usize = 4096;
 const RATE: u64 = 4 << 20;
 /// Bytes at once after a pause.
 const BURST: u64 = 1 << 20;
+/// Until a source that had nothing is asked again.
+const PAUSE: Duration = Duration::from_millis(10);
 
 const RIGHTS: &[Right] = &[
     Right::call(libc::SYS_timerfd_settime),
@@ -68,6 +71,11 @@ impl Bucket {
             )),
         }
     }
+
+    /// Takes bytes back that the source did not have.
+    fn give_back(&mut self, bytes: u64) {
+        self.level = BURST.min(self.level.saturating_add(bytes));
+    }
 }
 
 /// The device.
@@ -76,10 +84,15 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A device that takes its bytes from a file.
+    /// A device that takes its bytes from a file. One that may have nothing to give (a FIFO, a slow device) never holds
+    /// up the thread that asks.
     pub fn open(source: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(source)?;
         Ok(Self {
-            source: Arc::new(Mutex::new(File::open(source)?)),
+            source: Arc::new(Mutex::new(file)),
         })
     }
 }
@@ -150,15 +163,35 @@ impl Well {
             let mut piece = [0; PIECE];
             let mut done = 0;
             while done < wanted {
-                let now = PIECE.min((wanted - done) as usize);
-                lock(&self.source).read_exact(&mut piece[..now])?;
+                let most = PIECE.min((wanted - done) as usize);
+                let Some(count) = draw(&self.source, &mut piece[..most])? else {
+                    break;
+                };
                 chain
-                    .write(queue.memory(), done, &piece[..now])
+                    .write(queue.memory(), done, &piece[..count])
                     .map_err(|error| queue.broken(error))?;
-                done += now as u32;
+                done += count as u32;
             }
-            Ok(Some(wanted))
+            self.bucket.give_back((wanted - done).into());
+            if done == 0 {
+                self.timer.reset(PAUSE, None).map_err(io::Error::from)?;
+                return Ok(None);
+            }
+            Ok(Some(done))
         })
+    }
+}
+
+/// Bytes of the source: how many, or none if it has none yet. That it has ended is an error.
+fn draw(source: &Mutex<File>, to: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        match lock(source).read(to) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => return Ok(Some(count)),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
 }
 
@@ -183,6 +216,7 @@ impl Handler for Well {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, Mode, mkfifoat};
     use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
     use vm_memory::{Bytes, GuestAddress};
 
@@ -284,6 +318,30 @@ mod tests {
         with_well("/dev/urandom", |driver, well| {
             driver.post(&[(BASE + SIZE, 64, WRITE)]);
             assert!(well.doorbell(0).is_err());
+        });
+    }
+
+    #[test]
+    fn a_source_that_has_nothing_yet_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+        // Opened both ways, so that it neither blocks nor has ended.
+        let mut writer = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        with_well(path.to_str().unwrap(), |driver, well| {
+            driver.post(&[(BUFFER, 64, WRITE)]);
+            well.doorbell(0).unwrap();
+            assert_eq!(driver.used(), 0, "nothing there yet");
+            io::Write::write_all(&mut writer, &[7; 16]).unwrap();
+            well.event(0).unwrap();
+            assert_eq!((driver.used(), driver.used_len()), (1, 16), "what there is");
+            driver.post(&[(BUFFER, 64, WRITE)]);
+            well.doorbell(0).unwrap();
+            assert_eq!(driver.used(), 1, "and nothing made up");
         });
     }
 

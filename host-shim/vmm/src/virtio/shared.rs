@@ -56,6 +56,8 @@ pub struct Shared {
     needs_reset: AtomicBool,
     /// The driver set DRIVER_OK, and the device was not stopped since.
     running: AtomicBool,
+    /// Its threads are to end.
+    halting: AtomicBool,
     generation: AtomicU8,
     stats: DeviceStats,
     messages: Mutex<Messages>,
@@ -72,6 +74,7 @@ impl Shared {
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             needs_reset: AtomicBool::new(false),
             running: AtomicBool::new(false),
+            halting: AtomicBool::new(false),
             generation: AtomicU8::new(0),
             stats: DeviceStats::default(),
             messages: Mutex::new(Messages {
@@ -161,6 +164,16 @@ impl Shared {
     /// Says that the transport starts or stops the device.
     pub fn set_running(&self, running: bool) {
         self.running.store(running, Ordering::SeqCst);
+    }
+
+    /// Whether somebody waits for the device's threads to end: what takes long is then given up.
+    pub fn halting(&self) -> bool {
+        self.halting.load(Ordering::SeqCst)
+    }
+
+    /// Says that somebody does, or that new threads begin.
+    pub fn set_halting(&self, halting: bool) {
+        self.halting.store(halting, Ordering::SeqCst);
     }
 
     /// Whether the device waits for its driver to reset it.

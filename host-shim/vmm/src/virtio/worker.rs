@@ -30,7 +30,10 @@ struct Worker {
 }
 
 /// The running workers of a device. Dropping them ends them.
-pub struct Workers(Vec<Worker>);
+pub struct Workers {
+    all: Vec<Worker>,
+    shared: Arc<Shared>,
+}
 
 impl Workers {
     /// Starts a thread for each handler. It serves until it is stopped or the device needs a reset.
@@ -39,7 +42,11 @@ impl Workers {
         shared: &Arc<Shared>,
         filter: &Arc<Filter>,
     ) -> io::Result<Self> {
-        let mut all = Self(Vec::new());
+        let mut workers = Self {
+            all: Vec::new(),
+            shared: shared.clone(),
+        };
+        shared.set_halting(false);
         for handler in handlers {
             let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
             let (stopped, shared, filter) = (stop.try_clone()?, shared.clone(), filter.clone());
@@ -55,19 +62,20 @@ impl Workers {
                         watch.0.fault(&fault);
                     }
                 })?;
-            all.0.push(Worker {
+            workers.all.push(Worker {
                 stop,
                 thread: Some(thread),
             });
         }
-        Ok(all)
+        Ok(workers)
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        let stopped: Vec<_> = self.0.iter().map(|w| w.stop.write(1).is_ok()).collect();
-        for (worker, stopped) in self.0.iter_mut().zip(stopped) {
+        self.shared.set_halting(true);
+        let stopped: Vec<_> = self.all.iter().map(|w| w.stop.write(1).is_ok()).collect();
+        for (worker, stopped) in self.all.iter_mut().zip(stopped) {
             if let (true, Some(thread)) = (stopped, worker.thread.take()) {
                 // A panic in the thread was printed by its hook.
                 let _ = thread.join();
@@ -126,6 +134,73 @@ fn serve(mut handler: Box<dyn Handler>, shared: &Shared, stop: &EventFd) -> Resu
                 shared.stats().notified();
                 handler.doorbell(*queue)?;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU8, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::virtio::Source;
+    use crate::virtio::queue::DeviceQueue;
+    use crate::virtio::queue::tests::shared;
+
+    const WORKING: u8 = 1;
+    const GAVE_UP: u8 = 2;
+
+    /// Works until it is told that somebody waits.
+    struct Endless {
+        shared: Arc<Shared>,
+        start: EventFd,
+        said: Arc<AtomicU8>,
+    }
+
+    impl Handler for Endless {
+        fn sources(&self) -> Vec<Source> {
+            vec![Source::readable(self.start.as_raw_fd())]
+        }
+        fn doorbell(&mut self, _: u16) -> Result<(), Fault> {
+            Ok(())
+        }
+        fn event(&mut self, _: usize) -> Result<(), Fault> {
+            self.said.store(WORKING, Ordering::SeqCst);
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(20) {
+                if self.shared.halting() {
+                    self.said.store(GAVE_UP, Ordering::SeqCst);
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            Ok(())
+        }
+        fn queues(&self) -> &[DeviceQueue] {
+            &[]
+        }
+    }
+
+    #[test]
+    fn a26_who_works_for_long_hears_that_the_thread_is_to_end() {
+        let shared = shared();
+        let filter = Arc::new(Filter::device_worker(&[]).unwrap());
+        for _ in 0..2 {
+            let said = Arc::new(AtomicU8::new(0));
+            let start = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+            start.write(1).unwrap();
+            let handler = Box::new(Endless {
+                shared: shared.clone(),
+                start,
+                said: said.clone(),
+            });
+            let workers = Workers::start(vec![handler], &shared, &filter).unwrap();
+            while said.load(Ordering::SeqCst) != WORKING {
+                std::thread::yield_now();
+            }
+            drop(workers);
+            assert_eq!(said.load(Ordering::SeqCst), GAVE_UP);
         }
     }
 }

@@ -5,7 +5,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use imago::file::File;
 use imago::qcow2::Qcow2;
@@ -36,6 +37,20 @@ pub struct Qcow2Disk {
     /// Writing for what moves clusters away under readers: discards.
     image: RwLock<FormatAccess<File>>,
     size: u64,
+    /// The crate panicked in the middle of something: what it holds of the image's tables may be half of a change, and
+    /// what goes on with it may write over data. Nothing does, until the VM starts anew and the image is read again.
+    broken: AtomicBool,
+}
+
+/// Notes that the thread panics while it is in the crate.
+struct InCrate<'a>(&'a AtomicBool);
+
+impl Drop for InCrate<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Qcow2Disk {
@@ -78,15 +93,31 @@ impl Qcow2Disk {
         Ok(Self {
             image: RwLock::new(image),
             size,
+            broken: AtomicBool::new(false),
         })
     }
 
-    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<File>> {
-        self.image.read().unwrap_or_else(PoisonError::into_inner)
+    fn enter(&self) -> io::Result<InCrate<'_>> {
+        if self.broken.load(Ordering::SeqCst) {
+            let why = "the qcow2 code failed before, and what it holds of the image may be wrong until the VM starts anew";
+            return Err(io::Error::other(why));
+        }
+        Ok(InCrate(&self.broken))
     }
 
-    fn exclusive(&self) -> RwLockWriteGuard<'_, FormatAccess<File>> {
-        self.image.write().unwrap_or_else(PoisonError::into_inner)
+    fn shared<T>(&self, f: impl FnOnce(&FormatAccess<File>) -> io::Result<T>) -> io::Result<T> {
+        let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+        let _inside = self.enter()?;
+        f(&image)
+    }
+
+    fn exclusive<T>(
+        &self,
+        f: impl FnOnce(&mut FormatAccess<File>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let _inside = self.enter()?;
+        f(&mut image)
     }
 }
 
@@ -102,31 +133,34 @@ impl Disk for Qcow2Disk {
     }
 
     fn read(&self, to: &[Slice<'_>], offset: u64) -> io::Result<()> {
-        let image = self.shared();
-        with_bounce(to, |bounce, done| {
-            image.read(&mut *bounce, offset + done)?;
-            copy(to, done, bounce, false);
-            Ok(())
+        self.shared(|image| {
+            with_bounce(to, |bounce, done| {
+                image.read(&mut *bounce, offset + done)?;
+                copy(to, done, bounce, false);
+                Ok(())
+            })
         })
     }
 
     fn write(&self, from: &[Slice<'_>], offset: u64) -> io::Result<()> {
-        let image = self.shared();
-        with_bounce(from, |bounce, done| {
-            copy(from, done, bounce, true);
-            image.write(&*bounce, offset + done)
+        self.shared(|image| {
+            with_bounce(from, |bounce, done| {
+                copy(from, done, bounce, true);
+                image.write(&*bounce, offset + done)
+            })
         })
     }
 
     fn flush(&self) -> io::Result<()> {
         // First what the crate still holds of the image's tables, then to the medium.
-        let image = self.shared();
-        image.flush()?;
-        image.sync()
+        self.shared(|image| {
+            image.flush()?;
+            image.sync()
+        })
     }
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        match self.exclusive().discard_to_any(offset, length) {
+        match self.exclusive(|image| image.discard_to_any(offset, length)) {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
             done => done,
         }
@@ -134,13 +168,26 @@ impl Disk for Qcow2Disk {
 
     fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
         if unmap {
-            self.exclusive().discard_to_zero(offset, length)
+            self.exclusive(|image| image.discard_to_zero(offset, length))
         } else {
-            self.shared().write_zeroes(offset, length)
+            self.shared(|image| image.write_zeroes(offset, length))
         }
     }
 
     fn rights(&self) -> &'static [Right] {
         RIGHTS
+    }
+}
+
+#[cfg(test)]
+impl Qcow2Disk {
+    /// Panics as the crate would in the middle of a change.
+    pub(super) fn panic_inside(&self, exclusive: bool) {
+        let fail = || -> io::Result<()> { panic!("a mistake in the crate") };
+        let _ = if exclusive {
+            self.exclusive(|_| fail())
+        } else {
+            self.shared(|_| fail())
+        };
     }
 }

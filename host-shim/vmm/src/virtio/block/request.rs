@@ -34,6 +34,11 @@ pub const RANGE_SECTORS_MAX: u32 = 4 << 20;
 const FLAG_UNMAP: u32 = 1;
 /// Buffers handed to the backend at once.
 const SLICES: usize = 256;
+/// Bytes of buffers after which no more are: whoever waits for the thread to end waits for so many at most, and one
+/// buffer.
+const PIECE: u64 = 4 << 20;
+/// Bytes of a range that are given back or zeroed at once, for the same reason.
+const RANGE_PIECE: u64 = 64 << 20;
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -83,6 +88,8 @@ enum Refusal {
     Backend(&'static str, io::Error),
     /// The chain.
     Chain(ChainError),
+    /// The device is being reset: nobody wants an answer any more.
+    Halting,
 }
 
 impl From<ChainError> for Refusal {
@@ -139,6 +146,7 @@ impl Server {
                 self.shared.warn(&format_args!("{what} failed: {error}"));
                 (IOERR, 0)
             }
+            Err(Refusal::Halting) => (IOERR, 0),
             Err(Refusal::Chain(error)) => return Err(Broken::Chain(error)),
         };
         // The status is the last byte whatever the data came to: all before it counts as written.
@@ -161,6 +169,7 @@ impl Server {
                 let offset = self.range(sector, room.into())?;
                 let mut at = offset;
                 each(chain.writable_slices(memory, 0, room as usize), |slices| {
+                    self.go_on()?;
                     let done = self.disk.read(slices, at);
                     at += total(slices);
                     done.map_err(|e| Refusal::Backend("a read", e))
@@ -173,6 +182,7 @@ impl Server {
                 let mut at = offset;
                 let slices = chain.readable_slices(memory, HEADER as u32, data as usize);
                 each(slices, |slices| {
+                    self.go_on()?;
                     let done = self.disk.write(slices, at);
                     at += total(slices);
                     done.map_err(|e| Refusal::Backend("a write", e))
@@ -200,6 +210,14 @@ impl Server {
     fn writable(&self) -> Result<(), Refusal> {
         if self.limits.readonly {
             return Err(Refusal::Invalid("the disk is read-only"));
+        }
+        Ok(())
+    }
+
+    /// Before each piece of a long request: the request is given up if the thread is to end.
+    fn go_on(&self) -> Result<(), Refusal> {
+        if self.shared.halting() {
+            return Err(Refusal::Halting);
         }
         Ok(())
     }
@@ -266,13 +284,17 @@ impl Server {
             all.push((offset, length, flags & FLAG_UNMAP != 0));
         }
         for (offset, length, unmap) in all {
-            let (what, done) = if zero {
-                let done = self.disk.write_zeroes(offset, length, unmap);
-                ("writing zeroes", done)
-            } else {
-                ("a discard", self.disk.discard(offset, length))
-            };
-            done.map_err(|e| Refusal::Backend(what, e))?;
+            for at in (offset..offset + length).step_by(RANGE_PIECE as usize) {
+                self.go_on()?;
+                let length = RANGE_PIECE.min(offset + length - at);
+                let (what, done) = if zero {
+                    let done = self.disk.write_zeroes(at, length, unmap);
+                    ("writing zeroes", done)
+                } else {
+                    ("a discard", self.disk.discard(at, length))
+                };
+                done.map_err(|e| Refusal::Backend(what, e))?;
+            }
         }
         self.written()?;
         Ok(0)
@@ -295,11 +317,15 @@ fn each<'m>(
     mut f: impl FnMut(&[Slice<'m>]) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let mut some = ArrayVec::<Slice<'m>, SLICES>::new();
+    let mut bytes = 0;
     for slice in slices {
-        some.push(slice?);
-        if some.is_full() {
+        let slice = slice?;
+        bytes += slice.len() as u64;
+        some.push(slice);
+        if some.is_full() || bytes >= PIECE {
             f(&some)?;
             some.clear();
+            bytes = 0;
         }
     }
     if some.is_empty() { Ok(()) } else { f(&some) }

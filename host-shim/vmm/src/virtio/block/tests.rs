@@ -1,5 +1,6 @@
 //! The block device as a driver uses it, friendly and not, over images in files.
 
+mod ends;
 mod hostile;
 mod images;
 

@@ -116,6 +116,8 @@ fn well(what: &str, result: std::io::Result<()>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
     use super::*;
     use crate::virtio::queue::tests::{Driver, memories, shared};
     use crate::virtio::window::tests::BASE;
@@ -128,6 +130,47 @@ mod tests {
         let mut control = Control::new(Arc::new(Steering::new(Vec::new())), 0, 1);
         driver.post(&[(BASE + 0x4000, 2, 0), (BASE + 0x5000, 1, 2)]);
         driver.flood(16, || control.serve(&mut queue).unwrap());
+    }
+
+    #[test]
+    fn a25_commands_need_what_was_negotiated_and_numbers_that_there_are() {
+        let (command, answer) = (BASE + 0x4000, BASE + 0x5000);
+        let ask = |features: u64, bytes: &[u8]| {
+            let (memory, window) = memories();
+            let driver = Driver::new(&memory, BASE, 16);
+            let mut queue = driver.device(0, window, shared());
+            // Without an interface: to ask it for anything is a panic.
+            let steering = Arc::new(Steering::new(Vec::new()));
+            let mut control = Control::new(steering, features, 2);
+            memory.write_slice(bytes, GuestAddress(command)).unwrap();
+            memory.write_obj(0xeeu8, GuestAddress(answer)).unwrap();
+            driver.post(&[(command, bytes.len() as u32, 0), (answer, 1, 2)]);
+            control.serve(&mut queue).unwrap();
+            memory.read_obj::<u8>(GuestAddress(answer)).unwrap()
+        };
+        let mq = feature(VIRTIO_NET_F_MQ);
+        assert_eq!(ask(mq, &[4, 0, 1, 0]), 0);
+        assert_eq!(ask(mq, &[4, 0, 2, 0]), 0);
+        assert_eq!(ask(0, &[4, 0, 2, 0]), 1, "not negotiated");
+        for bytes in [
+            &[4, 0, 0, 0][..],
+            &[4, 0, 3, 0],
+            &[4, 0, 1, 1],
+            &[4, 1, 1, 0],
+        ] {
+            assert_eq!(ask(mq, bytes), 1, "{bytes:?}");
+        }
+        for bytes in [&[][..], &[4], &[4, 0, 1], &[4, 0, 1, 0, 0], &[3, 0, 1, 0]] {
+            assert_eq!(ask(mq, bytes), 1, "{bytes:?}");
+        }
+        let set = |offloads: u64| [&[5, 0][..], &offloads.to_le_bytes()].concat();
+        let features = feature(VIRTIO_NET_F_GUEST_CSUM) | feature(VIRTIO_NET_F_GUEST_TSO4);
+        let may = feature(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS);
+        assert_eq!(ask(features, &set(features)), 1, "not negotiated");
+        let more = features | feature(VIRTIO_NET_F_GUEST_TSO6);
+        assert_eq!(ask(features | may, &set(more)), 1);
+        assert_eq!(ask(features | may, &set(1 << 63)), 1);
+        assert_eq!(ask(features | may, &set(0)[..9]), 1);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::packet::{HOST_CID, Header, Op, STREAM};
 
 /// Most connections at once.
 pub const CONNECTIONS_MAX: usize = 256;
-/// Most processes of the host that have not said yet which port they want.
+/// Most processes of the host that have not said yet which port they want; one more, and the first has to go.
 const CALLERS_MAX: usize = 32;
 /// Most packets to nobody whose answer waits for a buffer.
 const RESETS_MAX: usize = 128;
@@ -47,10 +47,10 @@ impl Key {
         guest: PORT_ANY,
     };
 
-    fn caller(slot: usize) -> Self {
+    fn caller(number: u32) -> Self {
         Self {
             host: PORT_ANY,
-            guest: slot as u32,
+            guest: number,
         }
     }
 
@@ -89,7 +89,9 @@ pub struct Hub {
     path: PathBuf,
     listener: Arc<UnixListener>,
     epoll: Epoll,
-    callers: Vec<Option<UnixStream>>,
+    /// With a number each, in the order in which they came.
+    callers: VecDeque<(u32, UnixStream)>,
+    next_caller: u32,
     connections: HashMap<Key, Connection>,
     /// Connections that may have something for the guest, each once.
     line: VecDeque<Key>,
@@ -111,7 +113,8 @@ impl Hub {
             path,
             listener,
             epoll: Epoll::new()?,
-            callers: Vec::new(),
+            callers: VecDeque::new(),
+            next_caller: 0,
             connections: HashMap::new(),
             line: VecDeque::new(),
             resets: VecDeque::new(),
@@ -170,7 +173,7 @@ impl Hub {
         }
         if key.host == PORT_ANY {
             let last = events.intersects(EventSet::READ_HANG_UP | EventSet::HANG_UP);
-            return self.hear_caller(key.guest as usize, last);
+            return self.hear_caller(key.guest, last);
         }
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.wake(
@@ -212,27 +215,38 @@ impl Hub {
 
     fn add_caller(&mut self, stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(true)?;
-        let slot = match self.callers.iter().position(Option::is_none) {
-            Some(free) => free,
-            None if self.callers.len() < CALLERS_MAX => {
-                self.callers.push(None);
-                self.callers.len() - 1
-            }
-            None => return Err(io::Error::other("too many others did not say CONNECT yet")),
-        };
+        let number = self.next_caller;
+        // Never the listener's, and free again long before it comes again.
+        self.next_caller = (number + 1) % PORT_ANY;
         let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        self.watch(stream.as_raw_fd(), events, Key::caller(slot))?;
-        self.callers[slot] = Some(stream);
+        self.watch(stream.as_raw_fd(), events, Key::caller(number))?;
+        self.callers.push_back((number, stream));
+        if self.callers.len() > CALLERS_MAX {
+            // Whoever has said nothing for the longest time keeps nobody else out.
+            self.callers.pop_front();
+            tracing::debug!(
+                "vsock: a caller at {} never said CONNECT",
+                self.path.display()
+            );
+        }
         Ok(())
     }
 
     /// A caller said something, and will say no more if it was the `last`: once it is a line, it becomes a connection.
-    fn hear_caller(&mut self, slot: usize, last: bool) {
-        let Some(stream) = self.callers.get_mut(slot).and_then(Option::take) else {
+    fn hear_caller(&mut self, number: u32, last: bool) {
+        let Some(at) = self.callers.iter().position(|(n, _)| *n == number) else {
             return;
         };
-        match read_line(&stream) {
-            Ok(None) if !last => self.callers[slot] = Some(stream),
+        let heard = read_line(&self.callers[at].1);
+        if let Ok(None) = heard
+            && !last
+        {
+            return;
+        }
+        let Some((_, stream)) = self.callers.remove(at) else {
+            return;
+        };
+        match heard {
             Ok(None) => {}
             Ok(Some(port)) => {
                 if let Err(e) = self.connect_guest(stream, port) {

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::packet::{HOST_CID, Op, STREAM};
 use super::*;
-use crate::virtio::queue::tests::{device_queue, memories, shared};
+use crate::virtio::queue::tests::{Driver, device_queue, memories, shared};
 use crate::virtio::rings_len;
 use crate::virtio::window::tests::BASE;
 
@@ -285,4 +285,22 @@ fn paths_that_cannot_serve_are_refused_by_name() {
     assert!(message(&long).contains("at most 96"), "{}", message(&long));
     let nowhere = folder.path().join("no/folder");
     assert!(message(&nowhere).contains("cannot make the vsock socket"));
+}
+
+#[test]
+fn a_driver_that_never_stops_sending_keeps_no_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut device = Vsock::new(CID, &folder.path().join("vm.sock")).unwrap();
+    let (memory, window) = memories();
+    let (driver, shared) = (Driver::new(&memory, BASE, 16), shared());
+    let queues = vec![driver.device(TRANSMIT, window, shared.clone())];
+    let mut port = device.start(0, queues, &shared).unwrap().remove(0);
+    // Of somebody else: nothing comes of it.
+    let mut packet = header(Op::Request, 0);
+    packet.src_cid = 99.into();
+    memory
+        .write_slice(packet.as_bytes(), GuestAddress(TX_BUFFER))
+        .unwrap();
+    driver.post(&[(TX_BUFFER, HEADER_SIZE as u32, 0)]);
+    driver.flood(TURN as u16, || port.doorbell(TRANSMIT).unwrap());
 }

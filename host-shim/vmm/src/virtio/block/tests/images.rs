@@ -86,7 +86,7 @@ fn bytes_beyond_the_last_whole_sector_are_not_the_guests() {
     assert_eq!(raw(file.path()).shape().size, SECTORS * 512);
 }
 
-fn qcow2_image(size: u64) -> NamedTempFile {
+pub(super) fn qcow2_image(size: u64) -> NamedTempFile {
     use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
     use imago::{FormatCreateBuilder, file};
     let temporary = NamedTempFile::new().unwrap();

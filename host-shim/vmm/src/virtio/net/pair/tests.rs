@@ -3,12 +3,15 @@
 
 mod guest;
 
+use std::sync::Mutex;
+
 use proptest::prelude::*;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::bus::lock;
+use crate::virtio::queue::tests::{Driver, memories, shared};
 use crate::virtio::window::tests::{BASE, SIZE};
 use guest::*;
 
@@ -200,6 +203,20 @@ fn after_many_frames_the_thread_looks_for_its_end() {
         g.pair.doorbell(0).unwrap();
         assert_eq!(g.lost(), TURN as u64 + 5);
     });
+}
+
+#[test]
+fn a_driver_that_never_stops_sending_keeps_no_thread() {
+    let (memory, window) = memories();
+    let (driver, shared) = (Driver::new(&memory, BASE, ENTRIES), shared());
+    let wire = Arc::new(Mutex::new(Wire {
+        room: usize::MAX,
+        ..Wire::default()
+    }));
+    let queues = vec![driver.device(1, window, shared.clone())];
+    let mut pair = Pair::new(queues, 0, Box::new(Fake(wire)), None, 0, &shared);
+    driver.post(&[(TX_BUFFER, HEADER_SIZE as u32 + 60, 0)]);
+    driver.flood(TURN as u16, || pair.doorbell(1).unwrap());
 }
 
 proptest! {

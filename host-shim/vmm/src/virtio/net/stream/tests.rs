@@ -172,6 +172,45 @@ fn the_listeners_other_side_may_come_go_and_come_again() {
 }
 
 #[test]
+fn a_length_that_came_in_two_pieces_is_not_read_before_it_is_whole() {
+    let (mut stream, mut other) = pair();
+    // What it would be read from are remains of an earlier frame: a length that ends the link.
+    other.write_all(&framed(&[0xff; 300])).unwrap();
+    assert_eq!(take(&mut stream, &[2000]).0, Received::Frame(312));
+    let next = framed(&frame(60, 1));
+    other.write_all(&[&next, &next[..1]].concat()).unwrap();
+    assert_eq!(take(&mut stream, &[2000]).0, Received::Frame(72));
+    assert_eq!(take(&mut stream, &[2000]).0, Received::Nothing);
+    assert!(stream.up());
+    other.write_all(&next[1..]).unwrap();
+    let (received, room) = take(&mut stream, &[2000]);
+    assert_eq!(received, Received::Frame(72));
+    assert_eq!(room[12..72], frame(60, 1));
+}
+
+#[test]
+fn what_one_other_side_did_not_take_is_not_for_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.sock");
+    let mut stream = Stream::listen(&path).unwrap();
+    let first = UnixStream::connect(&path).unwrap();
+    stream.look().unwrap();
+    assert!(stream.up());
+    while send(&mut stream, &frame(30000, 1)) == Sent::Done {}
+    drop(first);
+    stream.look().unwrap();
+    stream.flush().unwrap();
+    assert!(!stream.up());
+    let mut second = UnixStream::connect(&path).unwrap();
+    stream.look().unwrap();
+    assert_eq!(send(&mut stream, &frame(60, 2)), Sent::Done);
+    stream.flush().unwrap();
+    let mut got = vec![0; 100];
+    let count = second.read(&mut got).unwrap();
+    assert_eq!(got[..count], framed(&frame(60, 2)));
+}
+
+#[test]
 fn nobody_at_the_other_end_is_said_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("net.sock");

@@ -34,7 +34,7 @@ pub struct Wire {
     pub flushes: usize,
 }
 
-pub struct Fake(Arc<Mutex<Wire>>);
+pub struct Fake(pub Arc<Mutex<Wire>>);
 
 impl Backend for Fake {
     fn sources(&self) -> Vec<Source> {

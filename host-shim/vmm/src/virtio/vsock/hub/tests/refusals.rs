@@ -30,17 +30,18 @@ fn callers_say_connect_and_a_port_or_are_hung_up_on() {
 }
 
 #[test]
-fn callers_that_say_nothing_take_the_places_of_few_and_leave_them() {
+fn callers_that_say_nothing_keep_nobody_out() {
     let mut w = world();
-    let callers: Vec<_> = (0..CALLERS_MAX).map(|_| w.caller("CONN")).collect();
+    let mut callers: Vec<_> = (0..CALLERS_MAX).map(|_| w.caller("CONN")).collect();
     assert!(w.next().is_none());
-    let late = w.caller("CONNECT 1024\n");
-    assert!(w.next().is_none());
-    assert!(at_end(&late));
-    drop(callers);
-    assert!(w.next().is_none());
-    let _again = w.caller("CONNECT 1024\n");
+    let _late = w.caller("CONNECT 1024\n");
     assert_eq!(w.ops(), [Op::Request]);
+    assert!(at_end(&callers[0]), "the first had to go");
+    assert!(!at_end(&callers[1]));
+    // The second is heard although others came and went.
+    callers[1].write_all(b"ECT 1025\n").unwrap();
+    assert_eq!(w.ops(), [Op::Request]);
+    assert_eq!(w.hub.callers.len(), CALLERS_MAX - 2);
 }
 
 #[test]
@@ -96,6 +97,81 @@ fn packets_that_belong_to_no_connection_are_reset() {
     w.guest(packet(Op::Reset, 0, 0));
     assert!(w.next().is_none());
     assert_eq!(w.hub.stats.refused.load(Ordering::Relaxed), 12);
+}
+
+#[test]
+fn a25_only_a_request_for_a_stream_to_the_host_reaches_a_server() {
+    let odd = |change: fn(&mut Header)| {
+        let mut header = packet(Op::Request, 4096, 0);
+        change(&mut header);
+        header
+    };
+    for header in [
+        packet(Op::Response, 4096, 0),
+        packet(Op::Data, 4096, 0),
+        packet(Op::CreditUpdate, 4096, 0),
+        odd(|h| h.op = 0.into()),
+        odd(|h| h.kind = 2.into()),
+        odd(|h| h.dst_cid = 3.into()),
+        odd(|h| h.dst_port = PORT_ANY.into()),
+    ] {
+        let mut w = world();
+        let servers = [w.server(), w.server_at(PORT_ANY)];
+        w.guest(header);
+        assert_eq!(w.ops(), [Op::Reset], "{header:?}");
+        for server in servers {
+            server.set_nonblocking(true).unwrap();
+            let called = server.accept();
+            assert_eq!(called.unwrap_err().kind(), ErrorKind::WouldBlock);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_answers_before_it_was_asked_is_reset() {
+    let mut w = world();
+    let caller = w.caller("CONNECT 1024\n");
+    w.hub.poll().unwrap();
+    w.hub.poll().unwrap();
+    let mut early = packet(Op::Response, 4096, 0);
+    early.dst_port = FIRST_HOST_PORT.into();
+    w.guest(early);
+    assert_eq!(w.ops(), [Op::Reset]);
+    assert!(at_end(&caller), "and heard no OK");
+}
+
+#[test]
+fn a_port_of_the_host_that_the_guest_took_is_not_given_out() {
+    let mut w = world();
+    let server = w.server_at(FIRST_HOST_PORT);
+    let mut request = packet(Op::Request, 4096, 0);
+    request.dst_port = FIRST_HOST_PORT.into();
+    w.guest(request);
+    assert_eq!(w.ops(), [Op::Response]);
+    let _stream = server.accept().unwrap();
+    let _caller = w.caller(&format!("CONNECT {GUEST_PORT}\n"));
+    let (header, _) = w.next().unwrap();
+    assert_eq!(header.op.get(), Op::Request as u16);
+    assert_eq!(header.src_port.get(), FIRST_HOST_PORT + 1);
+    assert_eq!(w.hub.connections.len(), 2);
+}
+
+#[test]
+fn what_a_guest_has_shut_down_stays_so() {
+    let mut w = world();
+    let host = w.connected(4096);
+    let mut shut = packet(Op::Shutdown, 4096, 0);
+    shut.flags = SHUTDOWN_SEND.into();
+    w.guest(shut);
+    w.guest_data(packet(Op::Data, 4096, 0), b"after the end");
+    assert_eq!(w.ops(), [Op::Reset]);
+    assert_eq!(read_some(&host), b"");
+    let mut w = world();
+    let mut host = w.connected(4096);
+    shut.flags = SHUTDOWN_RECEIVE.into();
+    host.write_all(b"nobody reads this").unwrap();
+    w.guest(shut);
+    assert!(!w.ops().contains(&Op::Data));
 }
 
 #[test]

@@ -41,7 +41,11 @@ pub(super) fn packet(op: Op, buf_alloc: u32, fwd_cnt: u32) -> Header {
 
 impl World {
     pub(super) fn server(&self) -> UnixListener {
-        let path = self.folder.path().join(format!("vm.sock_{HOST_PORT}"));
+        self.server_at(HOST_PORT)
+    }
+
+    pub(super) fn server_at(&self, port: u32) -> UnixListener {
+        let path = self.folder.path().join(format!("vm.sock_{port}"));
         UnixListener::bind(path).unwrap()
     }
 
