@@ -5,7 +5,8 @@ use std::fs::File;
 use super::*;
 use crate::virtio::block::disk::ImageError;
 use crate::virtio::block::qcow2::Qcow2Disk;
-use crate::virtio::block::raw::QCOW2_MAGIC;
+use crate::virtio::block::raw::{QCOW2_MAGIC, WRITE_AT_ONCE, first};
+use crate::virtio::chain::Slice;
 
 #[test]
 fn direct_access_works_with_any_buffer() {
@@ -43,6 +44,38 @@ fn direct_access_works_with_any_buffer() {
     let after = fs::read(&path).unwrap();
     assert_eq!(after[..block as usize], vec![0x5a; block as usize]);
     assert_eq!(after[block as usize], (block / 512) as u8);
+}
+
+#[test]
+fn long_writes_to_the_page_cache_go_in_pieces() {
+    let mut memory = vec![0; 3 * WRITE_AT_ONCE];
+    let mut rest = memory.as_mut_slice();
+    let lengths = [512, WRITE_AT_ONCE - 512, WRITE_AT_ONCE + 1, 512];
+    let slices = lengths.map(|length| {
+        let (slice, more) = std::mem::take(&mut rest).split_at_mut(length);
+        rest = more;
+        Slice::from(slice)
+    });
+    let taken = |slices: &[Slice<'_>]| {
+        first(slices, WRITE_AT_ONCE, |s| {
+            assert_eq!(s[0].ptr_guard().as_ptr(), slices[0].ptr_guard().as_ptr());
+            Ok(s.iter().map(Slice::len).collect::<Vec<_>>())
+        })
+        .unwrap()
+    };
+    // As many as fit exactly, the beginning of one that is too long, all of what is short.
+    assert_eq!(taken(&slices), lengths[..2]);
+    assert_eq!(taken(&slices[2..]), [WRITE_AT_ONCE]);
+    assert_eq!(taken(&slices[3..]), [512]);
+
+    // And they arrive whole, in order.
+    let file = image();
+    file.as_file().set_len(1 << 20).unwrap();
+    let disk = raw(file.path());
+    let mut sent: Vec<u8> = (0..600 << 10).map(|i: u32| (i / 1000) as u8).collect();
+    let (a, b) = sent.split_at_mut(333_312);
+    disk.write(&[Slice::from(a), Slice::from(b)], 4096).unwrap();
+    assert_eq!(fs::read(file.path()).unwrap()[4096..][..sent.len()], sent);
 }
 
 #[test]
