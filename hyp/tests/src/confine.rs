@@ -1,17 +1,17 @@
 //! a60, a02, a03, a06 on confinement: a device held to one region of the host's pages, by a host that wants it to
 //! reach more, wants the region for something else, or confines what it must not.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use porthole_abi::{
     DMA_CONFINED_MAX, DMA_PAGES_MAX, DmaRecord, Error, FunctionId, HostFunction, PAGE_SIZE,
     PageOwner,
 };
-use porthole_runtime::{probe, reg, timer};
+use porthole_runtime::{probe, reg};
 
-use crate::dma::{faults, out_of_reach};
+use crate::dma::{self, faults, out_of_reach};
 use crate::edu::Edu;
-use crate::harness::{self, Failure};
+use crate::harness::Failure;
 use crate::hyp::{call, owner};
 use crate::puppet::insn;
 use crate::ranges::refused;
@@ -156,35 +156,25 @@ static FUNCTION: AtomicU64 = AtomicU64::new(0);
 static REGION: AtomicU64 = AtomicU64::new(0);
 static TARGET: AtomicU64 = AtomicU64::new(0);
 static LANDED: AtomicU64 = AtomicU64::new(0);
-static HARMED: AtomicU64 = AtomicU64::new(0);
-static DONE: AtomicBool = AtomicBool::new(false);
-
-/// Looks at the target for a while or until the device has written it; whether it has.
-fn written(micros: u64) -> bool {
-    let target = TARGET.load(Ordering::Acquire);
-    let until = reg::counter() + timer::ticks(micros);
-    while reg::counter() < until {
-        if arena::peek(target) != SECRET {
-            return true;
-        }
-        reg::relax();
-    }
-    false
-}
 
 /// Confines the device, watches a page outside its region, releases it, and waits for it to come back.
 fn jailer() {
     let [function, region, target] =
         [&FUNCTION, &REGION, &TARGET].map(|v| v.load(Ordering::Acquire));
-    for _ in 0..4 {
+    dma::turns(|| {
         confine(function, region, PAGES).expect("the function is free");
+        // A store that was under way may have found its page before.
+        dma::throughout_a_transfer(reg::relax);
         arena::poke(target, SECRET);
-        // Longer than the device takes for two stores.
-        HARMED.fetch_add(written(500_000).into(), Ordering::AcqRel);
+        dma::throughout_a_transfer(|| {
+            if arena::peek(target) != SECRET {
+                dma::harm();
+            }
+        });
         release(function).expect("the function is confined");
-        LANDED.fetch_add(written(3_000_000).into(), Ordering::AcqRel);
-    }
-    DONE.store(true, Ordering::Release);
+        dma::throughout_a_transfer(reg::relax);
+        LANDED.fetch_add((arena::peek(target) == POISON).into(), Ordering::AcqRel);
+    });
 }
 
 fn a60_confine_and_release_on_another_cpu_under_dma() -> Result<(), Failure> {
@@ -194,23 +184,19 @@ fn a60_confine_and_release_on_another_cpu_under_dma() -> Result<(), Failure> {
     FUNCTION.store(edu.function.0.into(), Ordering::Release);
     REGION.store(edu.page, Ordering::Release);
     TARGET.store(target, Ordering::Release);
-    for count in [&LANDED, &HARMED] {
-        count.store(0, Ordering::Release);
-    }
-    DONE.store(false, Ordering::Release);
+    LANDED.store(0, Ordering::Release);
     let before = faults();
-    harness::start(1, jailer);
-    while !DONE.load(Ordering::Acquire) {
+    dma::under_transfers(jailer, || {
         edu.store(target, POISON);
         // Inside the region the device is at work all the time.
         edu.store(edu.page + PAGE_SIZE, POISON);
         check_eq!(arena::peek(edu.page + PAGE_SIZE), POISON);
         arena::poke(edu.page + PAGE_SIZE, 0);
-    }
-    harness::wait(1);
-    check_eq!(HARMED.load(Ordering::Acquire), 0);
-    check_eq!(LANDED.load(Ordering::Acquire), 4);
-    check!(faults() > before);
+        Ok(())
+    })?;
+    // In each turn a whole store while the device was confined, and one after its release.
+    check!(faults() - before >= dma::TURNS);
+    check!(LANDED.load(Ordering::Acquire) >= dma::TURNS);
     Ok(())
 }
 

@@ -139,8 +139,8 @@ static DONE: AtomicU64 = AtomicU64::new(0);
 /// Stores that the device was told to make, each of [`POISON`] and its own number.
 static STORES: AtomicU64 = AtomicU64::new(0);
 
-/// Looks until the device has done a whole transfer that began after this call.
-fn throughout_a_transfer(mut look: impl FnMut()) {
+/// Looks until the device has done a whole transfer that began after this call, and whatever was under way.
+pub fn throughout_a_transfer(mut look: impl FnMut()) {
     // The first that ends may have met the page before.
     let last = DONE.load(Ordering::Acquire) + 2;
     while DONE.load(Ordering::Acquire) < last && !STOP.load(Ordering::Acquire) {
@@ -151,14 +151,14 @@ fn throughout_a_transfer(mut look: impl FnMut()) {
 /// Donates the page, looks at it from inside for a while, and takes it back; again and again.
 fn giver() {
     let page = PAGE.load(Ordering::Acquire);
-    while !STOP.load(Ordering::Acquire) {
+    turns(|| {
         let mut vm = Vm::puppet(1);
         vm.donate(page, IPA, 1, 0).expect("the page is the host's");
         throughout_a_transfer(|| {
             for at in [IPA, IPA + 8] {
                 let report = vm.pull(0, insn::LOAD, [at, 0, 0, 0, 0, 0]);
                 if !matches!(report, Ok(r) if r.esr == 0 && r.x[0] == 0) {
-                    HARMED.fetch_add(1, Ordering::AcqRel);
+                    harm();
                 }
             }
         });
@@ -174,21 +174,41 @@ fn giver() {
         };
         vm.destroy_under(|at, word| word == 0 || (at == page + 8 && late(word)))
             .expect("all pages come back");
-        ROUNDS.fetch_add(1, Ordering::AcqRel);
-    }
+    });
 }
-
-/// How often the page comes and goes.
-const TURNS: u64 = 6;
 
 /// Lets the device make one transfer after another while the page comes and goes.
 fn with_giver(page: u64, transfer: impl Fn() -> Result<(), Failure>) -> Result<(), Failure> {
     PAGE.store(page, Ordering::Release);
+    under_transfers(giver, transfer)
+}
+
+/// How often the other CPU does what it does.
+pub const TURNS: u64 = 6;
+
+/// Notes harm that the other CPU sees.
+pub fn harm() {
+    HARMED.fetch_add(1, Ordering::AcqRel);
+}
+
+/// Calls `turn` until the transfers end, [`TURNS`] times or more.
+pub fn turns(turn: impl Fn()) {
+    while !STOP.load(Ordering::Acquire) {
+        turn();
+        ROUNDS.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Lets the device make one transfer after another while CPU 1 is at its [`turns`].
+pub fn under_transfers(
+    other: fn(),
+    transfer: impl Fn() -> Result<(), Failure>,
+) -> Result<(), Failure> {
     STOP.store(false, Ordering::Release);
     for count in [&ROUNDS, &HARMED, &DONE, &STORES] {
         count.store(0, Ordering::Release);
     }
-    harness::start(1, giver);
+    harness::start(1, other);
     let mut result = Ok(());
     while ROUNDS.load(Ordering::Acquire) < TURNS && result.is_ok() {
         result = transfer();
