@@ -202,7 +202,7 @@ records! {
         available: u64,
         /// `porthole_abi::FunctionId`.
         function: u32,
-        /// Out: [`DmaObstacle`]'s number.
+        /// Out: [`crate::DmaObstacle`]'s number.
         obstacle: u32,
         /// Out: the hypervisor's error or 0.
         refusal: i32,
@@ -392,7 +392,7 @@ records! {
         fd: i32,
         /// 32 on.
         intid: u32,
-        /// [`IrqFlags`].
+        /// [`crate::IrqFlags`].
         flags: u32,
         /// Out: the hypervisor's error or 0.
         refusal: i32,
@@ -405,7 +405,7 @@ records! {
         datamatch: u64,
         /// Bytes, or 0 for any.
         width: u32,
-        /// [`IrqFlags`].
+        /// [`crate::IrqFlags`].
         flags: u32,
         /// Eventfd.
         fd: i32,
@@ -459,7 +459,7 @@ records! {
     Run = "porthole_run" {
         /// In: RUN returns before it enters the guest.
         immediate_exit: u32,
-        /// Out: [`RunReason`].
+        /// Out: [`crate::RunReason`].
         exit_reason: u32,
         /// MMIO exits.
         mmio: RunMmio,
