@@ -95,7 +95,7 @@ pub struct Layout {
     pub(crate) config: Option<Structure>,
     /// The bounce buffer.
     pub swiotlb: Option<Structure>,
-    /// The function of the same device whose BAR that is in, if another's (see [`OTHER_FUNCTION`]).
+    /// The function of the same device whose BAR that is in, if another's (see `OTHER_FUNCTION`).
     pub swiotlb_function: Option<u8>,
 }
 
