@@ -146,13 +146,14 @@ static void put_region(struct pci_dev *pdev, size_t size, struct page *pages,
 	dma_free_pages(&pdev->dev, size, pages, handle, DMA_BIDIRECTIONAL);
 }
 
-/* A size that could be had instead of one that could not. */
+/* A size that could be had, and would do, instead of one that could not. */
 static u64 available(struct pci_dev *pdev, size_t size)
 {
 	struct page *pages;
 	dma_addr_t handle;
 
-	while (size > PAGE_SIZE) {
+	/* The least is a power of two: rounding does not go below it. */
+	while (size > least(pdev)) {
 		size = rounddown_pow_of_two(size - 1);
 		pages = get_region(pdev, size, &handle);
 		if (pages) {

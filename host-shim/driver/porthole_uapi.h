@@ -193,7 +193,7 @@ struct porthole_vm_window {
 struct porthole_dma_confine {
 	__u64 size;		/* bytes, a multiple of the page size, at most 64 MiB */
 	__u64 pa;		/* out: where the region is */
-	__u64 available;	/* out: with ENOMEM a size that is free now, or 0 */
+	__u64 available;	/* out: with ENOMEM a size that is free and enough, or 0 */
 	__u32 function;		/* segment << 16 | bus << 8 | device << 3 | function */
 	__u32 obstacle;		/* out: PORTHOLE_DMA_OBSTACLE_* */
 	__s32 refusal;		/* out */

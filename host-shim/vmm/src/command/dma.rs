@@ -119,7 +119,8 @@ fn explain(
         libc::ENOMEM => DmaError::NoMemory {
             size: asked.size,
             available: match asked.available {
-                0 => "not even a page is free".to_owned(),
+                0 => "nor the least that would do (2M for a virtio disk, a page for others)"
+                    .to_owned(),
                 size => format!("{} can be had", bytes(size)),
             },
         },
@@ -377,7 +378,11 @@ mod tests {
             ),
             (libc::ENOENT, asked(0, 0), "not confined"),
             (libc::ENOMEM, asked(4 << 20, 0), "4.0 MiB can be had"),
-            (libc::ENOMEM, asked(0, 0), "not even a page"),
+            (
+                libc::ENOMEM,
+                asked(0, 0),
+                "nor the least that would do (2M for a virtio disk, a page",
+            ),
             (libc::EOPNOTSUPP, asked(0, 1), "bridge"),
             (libc::EOPNOTSUPP, asked(0, 2), "another function's id"),
             (libc::EOPNOTSUPP, asked(0, 3), "iommu.passthrough"),
