@@ -26,6 +26,8 @@ const BOUNCE_ALIGN: usize = 4096;
 /// that is left of the call (`generic_perform_write`, where a file may have large folios): a MiB in one call takes
 /// twice the instructions of the same in pieces.
 pub(super) const WRITE_AT_ONCE: usize = 128 << 10;
+/// Buffers that one call takes (UIO_MAXIOV of Linux).
+const BUFFERS_AT_ONCE: usize = 1024;
 /// Bytes of zeros written at once where the file system cannot zero a range itself.
 const ZEROS: usize = 64 << 10;
 
@@ -156,12 +158,17 @@ impl RawDisk {
     }
 
     fn aligned(&self, slices: &[Slice<'_>]) -> bool {
-        self.memory_align.is_none_or(|align| {
-            let fits =
-                |s: &Slice<'_>| (s.ptr_guard().as_ptr() as usize | s.len()).is_multiple_of(align);
-            slices.iter().all(fits)
-        })
+        self.memory_align
+            .is_none_or(|align| fit_for_direct(slices, align, self.shape.logical as usize))
     }
+}
+
+/// Whether O_DIRECT takes these buffers as they are: each begins at a multiple of `align` and is whole blocks. It is not
+/// enough that all together are (`bdev_iter_is_aligned` of Linux 6.12).
+pub(super) fn fit_for_direct(slices: &[Slice<'_>], align: usize, logical: usize) -> bool {
+    slices.iter().all(|s| {
+        (s.ptr_guard().as_ptr() as usize).is_multiple_of(align) && s.len().is_multiple_of(logical)
+    })
 }
 
 /// Whether the file begins as a qcow2 image does.
@@ -196,7 +203,8 @@ fn direct_alignment(file: &File, logical: u32) -> (usize, u32) {
     }
 }
 
-/// Reads or writes all of `slices`: `step` does as much as it can from a byte of the file on.
+/// Reads or writes all of `slices`: `step` does as much as it can from a byte of the file on, and gets no more buffers
+/// than a call takes.
 fn all(
     slices: &[Slice<'_>],
     mut offset: u64,
@@ -210,6 +218,7 @@ fn all(
         if now.is_empty() {
             return Ok(());
         }
+        let now = now.get(..BUFFERS_AT_ONCE).unwrap_or(now);
         let mut done = match step(now, offset) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(done) => done,

@@ -32,7 +32,7 @@ pub const RANGES_MAX: usize = 32;
 pub const RANGE_SECTORS_MAX: u32 = 4 << 20;
 /// A range's flags: its room may be given back.
 const FLAG_UNMAP: u32 = 1;
-/// Buffers handed to the backend at once.
+/// Buffers after which the backend gets those that there are.
 const SLICES: usize = 256;
 /// Bytes of buffers after which no more are: whoever waits for the thread to end waits for so many at most, and one
 /// buffer.
@@ -168,7 +168,8 @@ impl Server {
             VIRTIO_BLK_T_IN => {
                 let offset = self.range(sector, room.into())?;
                 let mut at = offset;
-                each(chain.writable_slices(memory, 0, room as usize), |slices| {
+                let slices = chain.writable_slices(memory, 0, room as usize);
+                each(slices, self.logical, |slices| {
                     self.go_on()?;
                     let done = self.disk.read(slices, at);
                     at += total(slices);
@@ -181,7 +182,7 @@ impl Server {
                 let offset = self.range(sector, data.into())?;
                 let mut at = offset;
                 let slices = chain.readable_slices(memory, HEADER as u32, data as usize);
-                each(slices, |slices| {
+                each(slices, self.logical, |slices| {
                     self.go_on()?;
                     let done = self.disk.write(slices, at);
                     at += total(slices);
@@ -311,22 +312,100 @@ fn total(slices: &[Slice<'_>]) -> u64 {
     slices.iter().map(|s| s.len() as u64).sum()
 }
 
-/// Hands slices to `f`, as many at a time as one call of the system takes well.
+/// Hands slices to `f`, as many at a time as one call of the system takes well. Each time they are whole blocks of
+/// `logical` bytes, if all of them are: what is more waits for the next time, the rest of a slice that is cut with it.
 fn each<'m>(
     slices: impl Iterator<Item = Result<Slice<'m>, ChainError>>,
+    logical: u64,
     mut f: impl FnMut(&[Slice<'m>]) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
-    let mut some = ArrayVec::<Slice<'m>, SLICES>::new();
+    let most = slices.size_hint().1.unwrap_or(0);
+    let mut some = Vec::<Slice<'m>>::with_capacity(most.min(SLICES));
     let mut bytes = 0;
     for slice in slices {
         let slice = slice?;
         bytes += slice.len() as u64;
         some.push(slice);
-        if some.is_full() || bytes >= PIECE {
+        if (some.len() >= SLICES || bytes >= PIECE) && bytes >= logical {
+            let more = bytes % logical;
+            let rest = cut(&mut some, more)?;
             f(&some)?;
-            some.clear();
-            bytes = 0;
+            some = rest;
+            bytes = more;
         }
     }
     if some.is_empty() { Ok(()) } else { f(&some) }
+}
+
+/// Takes the last `bytes` off `slices`, which have as many.
+fn cut<'m>(slices: &mut Vec<Slice<'m>>, bytes: u64) -> Result<Vec<Slice<'m>>, Refusal> {
+    let mut rest = Vec::new();
+    let mut left = bytes as usize;
+    while left > 0 {
+        let Some(last) = slices.pop() else { break };
+        let kept = last.len().saturating_sub(left);
+        left -= last.len() - kept;
+        let (before, after) = last
+            .split_at(kept)
+            .map_err(|e| Refusal::Backend("cutting a buffer", io::Error::other(e)))?;
+        if kept > 0 {
+            slices.push(before);
+        }
+        rest.push(after);
+    }
+    rest.reverse();
+    Ok(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: usize = 4096;
+
+    /// Has `memory` handed on in slices of these lengths; returns what came, a vector for each piece.
+    fn pieces(memory: &mut [u8], lengths: impl Iterator<Item = usize>) -> Vec<Vec<u8>> {
+        let mut rest = memory;
+        let mut slices = Vec::new();
+        for length in lengths {
+            let (now, later) = rest.split_at_mut(length);
+            slices.push(Ok(Slice::from(now)));
+            rest = later;
+        }
+        let mut pieces = Vec::new();
+        let done = each(slices.into_iter(), BLOCK as u64, |slices| {
+            let mut piece = Vec::new();
+            for slice in slices {
+                let mut bytes = vec![0; slice.len()];
+                slice.copy_to(&mut bytes);
+                piece.extend(bytes);
+            }
+            pieces.push(piece);
+            Ok(())
+        });
+        assert!(done.is_ok());
+        pieces
+    }
+
+    #[test]
+    fn a_request_of_whole_blocks_comes_in_pieces_of_whole_blocks() {
+        for (length, count) in [
+            (1000, 1024),
+            (1, 2 * BLOCK),
+            (12, 1024),
+            (BLOCK, 600),
+            (PIECE as usize - 512, 8),
+            (PIECE as usize + 512, 8),
+        ] {
+            let mut memory: Vec<u8> = (0..length * count).map(|i| (i / 7) as u8).collect();
+            let whole = memory.clone();
+            let pieces = pieces(&mut memory, std::iter::repeat_n(length, count));
+            for piece in &pieces {
+                assert_eq!(piece.len() % BLOCK, 0, "slices of {length}");
+                let most = PIECE as usize + length + BLOCK;
+                assert!((1..=most).contains(&piece.len()), "slices of {length}");
+            }
+            assert!(pieces.concat() == whole, "slices of {length}");
+        }
+    }
 }

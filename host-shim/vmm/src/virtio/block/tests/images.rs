@@ -5,7 +5,7 @@ use std::fs::File;
 use super::*;
 use crate::virtio::block::disk::ImageError;
 use crate::virtio::block::qcow2::Qcow2Disk;
-use crate::virtio::block::raw::{QCOW2_MAGIC, WRITE_AT_ONCE, first};
+use crate::virtio::block::raw::{QCOW2_MAGIC, WRITE_AT_ONCE, first, fit_for_direct};
 use crate::virtio::chain::Slice;
 
 #[test]
@@ -44,6 +44,44 @@ fn direct_access_works_with_any_buffer() {
     let after = fs::read(&path).unwrap();
     assert_eq!(after[..block as usize], vec![0x5a; block as usize]);
     assert_eq!(after[block as usize], (block / 512) as u8);
+}
+
+#[test]
+fn direct_access_takes_buffers_of_whole_blocks_only() {
+    let mut memory = vec![0; 64 << 10];
+    let skip = memory.as_ptr().align_offset(4096);
+    // Where each buffer begins in a page, and its bytes; whether a disk of blocks of 512, and of 4096, takes them.
+    for (buffers, of_512, of_4096) in [
+        (&[(0, 4096), (0, 8192)][..], true, true),
+        (&[(0, 3584), (0, 4096), (0, 512)][..], true, false),
+        (&[(512, 4096)][..], true, true),
+        (&[(4, 4096)][..], true, true),
+        (&[(2, 4096)][..], false, false),
+        (&[(0, 4096), (4, 516), (0, 3580)][..], false, false),
+    ] {
+        let mut rest = &mut memory[skip..];
+        let mut slices = Vec::new();
+        for (at, length) in buffers {
+            let (page, more) = std::mem::take(&mut rest).split_at_mut(3 * 4096);
+            slices.push(Slice::from(&mut page[*at..at + length]));
+            rest = more;
+        }
+        assert_eq!(fit_for_direct(&slices, 4, 512), of_512, "{buffers:?}");
+        assert_eq!(fit_for_direct(&slices, 4, 4096), of_4096, "{buffers:?}");
+    }
+}
+
+#[test]
+fn more_buffers_than_a_call_takes_are_read_and_written() {
+    let file = image();
+    let disk = raw(file.path());
+    let mut memory = vec![0; 3000];
+    let slices: Vec<_> = memory.chunks_mut(1).map(Slice::from).collect();
+    disk.read(&slices, 512).unwrap();
+    disk.write(&slices, 64 * 512).unwrap();
+    let now = fs::read(file.path()).unwrap();
+    assert!(now[64 * 512..][..3000] == now[512..][..3000]);
+    assert_eq!(now[64 * 512..][1024..1026], [3; 2]);
 }
 
 #[test]
