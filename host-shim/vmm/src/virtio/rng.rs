@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -78,9 +78,16 @@ impl Bucket {
     }
 }
 
+/// Where the bytes come from.
+struct Spring {
+    file: Mutex<File>,
+    /// Nothing to read is nothing yet, and no end: a FIFO without a writer may get one.
+    endless: bool,
+}
+
 /// The device.
 pub struct Rng {
-    source: Arc<Mutex<File>>,
+    source: Arc<Spring>,
 }
 
 impl Rng {
@@ -91,8 +98,15 @@ impl Rng {
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(source)?;
+        let kind = file.metadata()?.file_type();
+        if kind.is_dir() {
+            return Err(ErrorKind::IsADirectory.into());
+        }
         Ok(Self {
-            source: Arc::new(Mutex::new(file)),
+            source: Arc::new(Spring {
+                file: Mutex::new(file),
+                endless: kind.is_fifo(),
+            }),
         })
     }
 }
@@ -140,7 +154,7 @@ impl VirtioDevice for Rng {
 /// The device at work.
 struct Well {
     queues: Vec<DeviceQueue>,
-    source: Arc<Mutex<File>>,
+    source: Arc<Spring>,
     bucket: Bucket,
     /// Rings when there are bytes for a buffer that had to wait.
     timer: TimerFd,
@@ -164,7 +178,7 @@ impl Well {
             let mut done = 0;
             while done < wanted {
                 let most = PIECE.min((wanted - done) as usize);
-                let Some(count) = draw(&self.source, &mut piece[..most])? else {
+                let Some(count) = self.source.draw(&mut piece[..most])? else {
                     break;
                 };
                 chain
@@ -182,15 +196,18 @@ impl Well {
     }
 }
 
-/// Bytes of the source: how many, or none if it has none yet. That it has ended is an error.
-fn draw(source: &Mutex<File>, to: &mut [u8]) -> io::Result<Option<usize>> {
-    loop {
-        match lock(source).read(to) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(count) => return Ok(Some(count)),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+impl Spring {
+    /// Bytes of the source: how many, or none if it has none yet. That it has ended is an error.
+    fn draw(&self, to: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match lock(&self.file).read(to) {
+                Ok(0) if self.endless => return Ok(None),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => return Ok(Some(count)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
     }
 }
@@ -343,6 +360,35 @@ mod tests {
             well.doorbell(0).unwrap();
             assert_eq!(driver.used(), 1, "and nothing made up");
         });
+    }
+
+    #[test]
+    fn a_fifo_without_a_writer_has_nothing_yet_and_may_get_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+        with_well(path.to_str().unwrap(), |driver, well| {
+            driver.post(&[(BUFFER, 64, WRITE)]);
+            well.doorbell(0).unwrap();
+            assert_eq!(driver.used(), 0);
+            for served in 1..3 {
+                let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+                io::Write::write_all(&mut writer, &[7; 16]).unwrap();
+                drop(writer);
+                well.event(0).unwrap();
+                assert_eq!((driver.used(), driver.used_len()), (served, 16));
+                driver.post(&[(BUFFER, 64, WRITE)]);
+                well.doorbell(0).unwrap();
+                assert_eq!(driver.used(), served, "its writer is gone, and no fault");
+            }
+        });
+    }
+
+    #[test]
+    fn a_folder_is_no_source() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Rng::open(folder.path()).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::IsADirectory);
     }
 
     #[test]

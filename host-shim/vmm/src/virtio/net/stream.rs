@@ -184,9 +184,10 @@ impl Stream {
             return None;
         }
         let length = u32::from_be_bytes(length.try_into().ok()?) as usize;
-        if length > FRAME_MAX {
+        // What is too short is no frame either: to pass over those would take the thread without end.
+        if !(FRAME_MIN..=FRAME_MAX).contains(&length) {
             self.hang_up(&format!(
-                "it announced a frame of {length} bytes, and {FRAME_MAX} is the most"
+                "it announced a frame of {length} bytes, and they have {FRAME_MIN} to {FRAME_MAX}"
             ));
             return None;
         }
@@ -222,8 +223,6 @@ impl Stream {
     pub(super) fn expect(&mut self) -> io::Result<Option<usize>> {
         loop {
             match self.frame() {
-                // Too short to be one.
-                Some((length, _)) if length < FRAME_MIN => self.consume(length),
                 Some((length, _)) => return Ok(Some(HEADER_SIZE + length)),
                 None if self.readable && self.stream.is_some() => self.fill()?,
                 None => return Ok(None),

@@ -76,19 +76,17 @@ fn a_frame_that_does_not_fit_is_lost_and_the_next_one_is_not() {
 }
 
 #[test]
-fn frames_too_short_are_skipped_and_one_too_long_ends_the_link() {
-    let (mut stream, mut other) = pair();
-    other.write_all(&framed(&frame(13, 1))).unwrap();
-    other.write_all(&framed(&[])).unwrap();
-    other.write_all(&framed(&frame(14, 2))).unwrap();
-    assert_eq!(take(&mut stream, &[2000]).0, Received::Frame(26));
-    assert!(stream.up());
-    other
-        .write_all(&(FRAME_MAX as u32 + 1).to_be_bytes())
-        .unwrap();
-    assert_eq!(take(&mut stream, &[2000]).0, Received::Nothing);
-    assert!(!stream.up());
-    assert_eq!(send(&mut stream, &frame(60, 1)), Sent::Dropped);
+fn a_length_that_no_frame_has_ends_the_link() {
+    for length in [0, FRAME_MIN - 1, FRAME_MAX + 1, u32::MAX as usize] {
+        let (mut stream, mut other) = pair();
+        other.write_all(&framed(&frame(FRAME_MIN, 2))).unwrap();
+        assert_eq!(take(&mut stream, &[2000]).0, Received::Frame(26));
+        assert!(stream.up());
+        other.write_all(&(length as u32).to_be_bytes()).unwrap();
+        assert_eq!(take(&mut stream, &[2000]).0, Received::Nothing);
+        assert!(!stream.up(), "{length}");
+        assert_eq!(send(&mut stream, &frame(60, 1)), Sent::Dropped);
+    }
 }
 
 #[test]
