@@ -14,7 +14,7 @@ use imago::{FormatAccess, StorageOpenOptions};
 
 use super::SECTOR;
 use super::disk::{Disk, ImageError, Shape};
-use super::raw::{copy, open_locked, with_bounce};
+use super::raw::{copy, open_locked, with_bounce, write_zeros};
 use crate::seccomp::Right;
 use crate::virtio::chain::Slice;
 
@@ -34,8 +34,8 @@ const RIGHTS: &[Right] = &[
 
 /// A qcow2 image.
 pub struct Qcow2Disk {
-    /// Writing for what moves clusters away under readers: discards.
-    image: RwLock<FormatAccess<File>>,
+    /// Writing for what moves clusters away under readers: discards. There until the disk is dropped.
+    image: RwLock<Option<FormatAccess<File>>>,
     size: u64,
     /// The crate panicked in the middle of something: what it holds of the image's tables may be half of a change, and
     /// what goes on with it may write over data. Nothing does, until the VM starts anew and the image is read again.
@@ -49,6 +49,16 @@ impl Drop for InCrate<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Qcow2Disk {
+    fn drop(&mut self) {
+        let image = self.image.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if *self.broken.get_mut() {
+            // Dropped, it would write its tables. Its file stays open, and locked, until the process ends.
+            std::mem::forget(image.take());
         }
     }
 }
@@ -91,7 +101,7 @@ impl Qcow2Disk {
             });
         }
         Ok(Self {
-            image: RwLock::new(image),
+            image: RwLock::new(Some(image)),
             size,
             broken: AtomicBool::new(false),
         })
@@ -108,7 +118,7 @@ impl Qcow2Disk {
     fn shared<T>(&self, f: impl FnOnce(&FormatAccess<File>) -> io::Result<T>) -> io::Result<T> {
         let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
         let _inside = self.enter()?;
-        f(&image)
+        f(image.as_ref().ok_or_else(gone)?)
     }
 
     fn exclusive<T>(
@@ -117,8 +127,12 @@ impl Qcow2Disk {
     ) -> io::Result<T> {
         let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
         let _inside = self.enter()?;
-        f(&mut image)
+        f(image.as_mut().ok_or_else(gone)?)
     }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the image is closed")
 }
 
 impl Disk for Qcow2Disk {
@@ -167,10 +181,15 @@ impl Disk for Qcow2Disk {
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
-        if unmap {
+        let done = if unmap {
             self.exclusive(|image| image.discard_to_zero(offset, length))
         } else {
             self.shared(|image| image.write_zeroes(offset, length))
+        };
+        match done {
+            // Version 2 of the format has no clusters that are zero.
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => write_zeros(self, offset, length),
+            done => done,
         }
     }
 

@@ -215,7 +215,7 @@ impl Server {
         Ok(())
     }
 
-    /// Before each piece of a long request: the request is given up if the thread is to end.
+    /// Before each piece of a long request and each flush: the request is given up if the thread is to end.
     fn go_on(&self) -> Result<(), Refusal> {
         if self.shared.halting() {
             return Err(Refusal::Halting);
@@ -232,6 +232,7 @@ impl Server {
     }
 
     fn flush(&self) -> Result<(), Refusal> {
+        self.go_on()?;
         let mut lost = lock(&self.lost);
         if *lost {
             let why = "an earlier one failed, and what it was to write may be lost until the VM starts anew";

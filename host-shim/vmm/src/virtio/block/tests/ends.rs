@@ -48,7 +48,7 @@ impl Disk for Long {
         self.access()
     }
     fn flush(&self) -> io::Result<()> {
-        Ok(())
+        self.access()
     }
     fn discard(&self, _: u64, _: u64) -> io::Result<()> {
         self.access()
@@ -90,6 +90,33 @@ fn a26_long_requests_are_given_up_when_the_device_is_to_stop() {
 }
 
 #[test]
+fn a26_flushes_that_wait_are_given_up_when_the_device_is_to_stop() {
+    let flushes = |rig: &mut Rig<'_>| {
+        rig.header(VIRTIO_BLK_T_FLUSH, 0);
+        for _ in 0..5 {
+            rig.driver.post(&[(HEADER, 16, READ), (STATUS, 1, WRITE)]);
+        }
+        rig.ring().unwrap();
+        let status = rig.memory.read_obj(GuestAddress(STATUS)).unwrap();
+        // None was lost: the next driver's are done.
+        rig.shared.set_halting(false);
+        assert_eq!(rig.request(VIRTIO_BLK_T_FLUSH, 0, &[]), 0);
+        status
+    };
+    assert_eq!(long_request(false, flushes), (0, 6));
+    assert_eq!(long_request(true, flushes), (1, 2));
+    // Nor does a write that has to last wait for one.
+    let disk = Arc::new(Long::default());
+    let no_flush = feature(VIRTIO_BLK_F_FLUSH);
+    with_rig(disk.clone(), &settings(), no_flush, |mut rig| {
+        *disk.device.lock().unwrap() = Some(rig.shared.clone());
+        let data = [(DATA, 512, READ)];
+        assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &data), 1);
+    });
+    assert_eq!(disk.accesses.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn an_image_on_which_the_qcow2_code_panicked_is_not_touched_again() {
     for exclusive in [false, true] {
         let file = qcow2_image(1 << 20);
@@ -108,7 +135,32 @@ fn an_image_on_which_the_qcow2_code_panicked_is_not_touched_again() {
             let why = refusal.unwrap_err().to_string();
             assert!(why.contains("until the VM starts anew"), "{why}");
         }
-        drop(disk);
+    }
+}
+
+/// The image's bytes before and after its disk is dropped with a table that was not written yet.
+fn dropped(panic: impl FnOnce(&Qcow2Disk)) -> (Vec<u8>, Vec<u8>) {
+    let file = qcow2_image(1 << 20);
+    let disk = Qcow2Disk::open(file.path(), false, false).unwrap();
+    disk.write(&[Slice::from(&mut [0x61; 512][..])], 0).unwrap();
+    panic(&disk);
+    let before = fs::read(file.path()).unwrap();
+    drop(disk);
+    (before, fs::read(file.path()).unwrap())
+}
+
+#[test]
+fn an_image_on_which_the_qcow2_code_panicked_is_not_written_at_the_end() {
+    let (before, after) = dropped(|_| {});
+    assert!(before != after, "otherwise there was something to write");
+    for exclusive in [false, true] {
+        let (before, after) = dropped(|disk| {
+            catch_unwind(AssertUnwindSafe(|| disk.panic_inside(exclusive))).unwrap_err();
+        });
+        assert!(before == after, "the end wrote to the image");
+        // And another start of the VM can read it.
+        let file = NamedTempFile::new().unwrap();
+        fs::write(file.path(), after).unwrap();
         let disk = Qcow2Disk::open(file.path(), false, false).unwrap();
         disk.flush().unwrap();
     }

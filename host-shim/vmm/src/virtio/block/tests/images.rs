@@ -202,6 +202,32 @@ fn a_qcow2_image_is_a_disk() {
 }
 
 #[test]
+fn ranges_of_a_qcow2_image_of_version_2_are_zeroed_too() {
+    let file = qcow2_image(1 << 20);
+    // The version stands at 4; what version 3 added to the header is zero, which ends that of version 2.
+    let mut bytes = fs::read(file.path()).unwrap();
+    bytes[4..8].copy_from_slice(&2u32.to_be_bytes());
+    fs::write(file.path(), bytes).unwrap();
+    let disk = Arc::new(Qcow2Disk::open(file.path(), false, false).unwrap());
+    with_rig(disk, &settings(), 0, |mut rig| {
+        for flags in [0, 1] {
+            let data = vec![0x61; 160 << 10];
+            rig.memory.write_slice(&data, GuestAddress(DATA)).unwrap();
+            let written = [(DATA, data.len() as u32, READ)];
+            assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &written), 0);
+            let zero = [(1, 318, flags)];
+            assert_eq!(rig.ranges(VIRTIO_BLK_T_WRITE_ZEROES, &zero), 0);
+            let buffer = [(DATA, data.len() as u32, WRITE)];
+            assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &buffer), 0);
+            let mut expected = data;
+            expected[512..319 * 512].fill(0);
+            assert!(rig.data(DATA, expected.len()) == expected, "{flags}");
+        }
+        assert_eq!(rig.ranges(VIRTIO_BLK_T_DISCARD, &[(0, 256, 0)]), 0);
+    });
+}
+
+#[test]
 fn qcow2_images_that_name_other_files_or_are_none_are_refused() {
     let error = |path: &Path| {
         let opened = Qcow2Disk::open(path, false, false);
