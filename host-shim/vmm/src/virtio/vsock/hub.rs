@@ -221,18 +221,17 @@ impl Hub {
         let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         self.watch(stream.as_raw_fd(), events, Key::caller(number))?;
         self.callers.push_back((number, stream));
-        if self.callers.len() > CALLERS_MAX {
-            // Whoever has said nothing for the longest time keeps nobody else out.
-            self.callers.pop_front();
-            tracing::debug!(
-                "vsock: a caller at {} never said CONNECT",
-                self.path.display()
-            );
+        if self.callers.len() > CALLERS_MAX
+            && let Some((oldest, _)) = self.callers.front()
+        {
+            // Whoever has said nothing for the longest time keeps nobody else out. What it did say may not have been
+            // heard yet: many who come at once are taken in before the first of them has its turn.
+            self.hear_caller(*oldest, true);
         }
         Ok(())
     }
 
-    /// A caller said something, and will say no more if it was the `last`: once it is a line, it becomes a connection.
+    /// A caller said something, and nothing more counts if it was the `last`: once it is a line, it becomes a connection.
     fn hear_caller(&mut self, number: u32, last: bool) {
         let Some(at) = self.callers.iter().position(|(n, _)| *n == number) else {
             return;
@@ -247,7 +246,10 @@ impl Hub {
             return;
         };
         match heard {
-            Ok(None) => {}
+            Ok(None) => tracing::debug!(
+                "vsock: a caller at {} never said CONNECT",
+                self.path.display()
+            ),
             Ok(Some(port)) => {
                 if let Err(e) = self.connect_guest(stream, port) {
                     tracing::warn!("vsock: a caller for port {port}: {e}");

@@ -45,6 +45,18 @@ fn callers_that_say_nothing_keep_nobody_out() {
 }
 
 #[test]
+fn callers_that_come_at_once_and_have_said_their_line_are_all_heard() {
+    let mut w = world();
+    let silent = w.caller("CONN");
+    let all = 2 * CALLERS_MAX;
+    let callers: Vec<_> = (0..all).map(|_| w.caller("CONNECT 1024\n")).collect();
+    assert_eq!(w.ops(), vec![Op::Request; all]);
+    assert_eq!(w.hub.connections.len(), all);
+    assert!(callers.iter().all(|caller| !at_end(caller)));
+    assert!(at_end(&silent), "and who has not has to go");
+}
+
+#[test]
 fn a_caller_that_does_not_wait_leaves_nothing_behind() {
     let mut w = world();
     let caller = w.caller("CONNECT 1024\n");
