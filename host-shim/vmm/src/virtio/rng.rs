@@ -78,16 +78,17 @@ impl Bucket {
     }
 }
 
-/// Where the bytes come from.
+/// Where the bytes come from, and how many may: it outlives resets, so that they give a driver no more.
 struct Spring {
-    file: Mutex<File>,
+    file: File,
     /// Nothing to read is nothing yet, and no end: a FIFO without a writer may get one.
     endless: bool,
+    bucket: Bucket,
 }
 
 /// The device.
 pub struct Rng {
-    source: Arc<Spring>,
+    source: Arc<Mutex<Spring>>,
 }
 
 impl Rng {
@@ -103,10 +104,11 @@ impl Rng {
             return Err(ErrorKind::IsADirectory.into());
         }
         Ok(Self {
-            source: Arc::new(Spring {
-                file: Mutex::new(file),
+            source: Arc::new(Mutex::new(Spring {
+                file,
                 endless: kind.is_fifo(),
-            }),
+                bucket: Bucket::full(Instant::now()),
+            })),
         })
     }
 }
@@ -145,7 +147,6 @@ impl VirtioDevice for Rng {
         Ok(vec![Box::new(Well {
             queues,
             source: self.source.clone(),
-            bucket: Bucket::full(Instant::now()),
             timer: TimerFd::new().map_err(io::Error::from)?,
         })])
     }
@@ -154,8 +155,7 @@ impl VirtioDevice for Rng {
 /// The device at work.
 struct Well {
     queues: Vec<DeviceQueue>,
-    source: Arc<Spring>,
-    bucket: Bucket,
+    source: Arc<Mutex<Spring>>,
     /// Rings when there are bytes for a buffer that had to wait.
     timer: TimerFd,
 }
@@ -170,7 +170,8 @@ impl Well {
             if wanted == 0 {
                 return Err(Fault::Setup("an entropy buffer has no room"));
             }
-            if let Err(pause) = self.bucket.take(wanted.into(), Instant::now()) {
+            let mut source = lock(&self.source);
+            if let Err(pause) = source.bucket.take(wanted.into(), Instant::now()) {
                 self.timer.reset(pause, None).map_err(io::Error::from)?;
                 return Ok(None);
             }
@@ -178,7 +179,7 @@ impl Well {
             let mut done = 0;
             while done < wanted {
                 let most = PIECE.min((wanted - done) as usize);
-                let Some(count) = self.source.draw(&mut piece[..most])? else {
+                let Some(count) = source.draw(&mut piece[..most])? else {
                     break;
                 };
                 chain
@@ -186,7 +187,7 @@ impl Well {
                     .map_err(|error| queue.broken(error))?;
                 done += count as u32;
             }
-            self.bucket.give_back((wanted - done).into());
+            source.bucket.give_back((wanted - done).into());
             if done == 0 {
                 self.timer.reset(PAUSE, None).map_err(io::Error::from)?;
                 return Ok(None);
@@ -198,9 +199,9 @@ impl Well {
 
 impl Spring {
     /// Bytes of the source: how many, or none if it has none yet. That it has ended is an error.
-    fn draw(&self, to: &mut [u8]) -> io::Result<Option<usize>> {
+    fn draw(&mut self, to: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
-            match lock(&self.file).read(to) {
+            match self.file.read(to) {
                 Ok(0) if self.endless => return Ok(None),
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => return Ok(Some(count)),
@@ -246,11 +247,15 @@ mod tests {
     const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 
     fn with_well(source: &str, test: impl FnOnce(&Driver<'_>, &mut dyn Handler)) {
+        with_start(&mut Rng::open(Path::new(source)).unwrap(), test);
+    }
+
+    /// A driver that starts the device, for the first time or after a reset.
+    fn with_start(rng: &mut Rng, test: impl FnOnce(&Driver<'_>, &mut dyn Handler)) {
         let (memory, window) = memories();
         let driver = Driver::new(&memory, BASE, 16);
         let shared = shared();
         let queues = vec![driver.device(0, window, shared.clone())];
-        let mut rng = Rng::open(Path::new(source)).unwrap();
         let mut handlers = rng.start(0, queues, &shared).unwrap();
         test(&driver, &mut *handlers[0]);
     }
@@ -316,6 +321,32 @@ mod tests {
             }
             assert_eq!(driver.used(), before + 1);
         });
+    }
+
+    #[test]
+    fn a_driver_that_resets_the_device_gets_no_more_than_one_that_does_not() {
+        let mut rng = Rng::open(Path::new("/dev/zero")).unwrap();
+        let start = Instant::now();
+        let mut given = 0;
+        for _ in 0..8 {
+            with_start(&mut rng, |driver, well| {
+                for _ in 0..BURST / u64::from(REQUEST_MAX) {
+                    let before = driver.used();
+                    driver.post(&[(BUFFER, REQUEST_MAX, WRITE)]);
+                    well.doorbell(0).unwrap();
+                    if driver.used() == before {
+                        break;
+                    }
+                    given += u64::from(REQUEST_MAX);
+                }
+            });
+        }
+        let come = start.elapsed().as_micros() * u128::from(RATE) / 1_000_000;
+        assert!(
+            u128::from(given) <= u128::from(BURST) + come,
+            "{given} bytes"
+        );
+        assert!(given >= BURST, "{given} bytes");
     }
 
     #[test]
