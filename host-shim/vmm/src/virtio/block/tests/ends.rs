@@ -89,6 +89,37 @@ fn a26_long_requests_are_given_up_when_the_device_is_to_stop() {
     }
 }
 
+/// A guest copies as many bytes out of the window as the device says it has written, and gives them to whoever reads:
+/// none must be left there by somebody else (guest/linux/README.md).
+#[test]
+fn a25_no_request_reports_more_than_it_has_written() {
+    let file = image();
+    with_rig(raw(file.path()), &settings(), 0, |mut rig| {
+        let data = [(DATA, 1024, WRITE), (DATA + 0x1000, 512, WRITE)];
+        let sectors = [0, SECTORS - 3].map(|at| (VIRTIO_BLK_T_IN, at, 0, 1537));
+        let outside = [SECTORS - 2, u64::MAX].map(|at| (VIRTIO_BLK_T_IN, at, 1, 0));
+        let unknown = [2, u32::MAX].map(|kind| (kind, 0, 2, 0));
+        let refused = (VIRTIO_BLK_T_WRITE_ZEROES, 0, 1, 0);
+        let others = [refused, (VIRTIO_BLK_T_FLUSH, 0, 0, 0)];
+        for (kind, at, status, length) in [sectors, outside, unknown, others].concat() {
+            assert_eq!(rig.request(kind, at, &data), status, "{kind} at {at}");
+            assert_eq!(rig.driver.used_len(), length, "{kind} at {at}");
+        }
+        // Half of it is there, and read.
+        file.as_file().set_len(513).unwrap();
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &data), 1);
+        assert_eq!(rig.driver.used_len(), 0);
+    });
+    let whole = [(DATA, 512 << 10, WRITE); 13];
+    for (reset, length) in [(false, (13 * 512 << 10) + 1), (true, 0)] {
+        long_request(reset, |rig| {
+            let status = rig.request(VIRTIO_BLK_T_IN, 0, &whole);
+            assert_eq!(rig.driver.used_len(), length);
+            status
+        });
+    }
+}
+
 #[test]
 fn a26_flushes_that_wait_are_given_up_when_the_device_is_to_stop() {
     let flushes = |rig: &mut Rig<'_>| {
