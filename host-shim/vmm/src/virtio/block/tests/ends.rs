@@ -111,7 +111,7 @@ fn a25_no_request_reports_more_than_it_has_written() {
         assert_eq!(rig.driver.used_len(), 0);
     });
     let whole = [(DATA, 512 << 10, WRITE); 13];
-    for (reset, length) in [(false, (13 * 512 << 10) + 1), (true, 0)] {
+    for (reset, length) in [(false, 13 * (512 << 10) + 1), (true, 0)] {
         long_request(reset, |rig| {
             let status = rig.request(VIRTIO_BLK_T_IN, 0, &whole);
             assert_eq!(rig.driver.used_len(), length);
