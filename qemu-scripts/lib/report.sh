@@ -5,6 +5,8 @@
 PASSED=0 FAILED=0 STRICT_STATUS=0
 TEST_LOGS="$PORTHOLE_TARGET/test-logs"
 JOB_PIDS=() JOB_NAMES=()
+# The build machines have two cores.
+JOBS_AT_ONCE=2
 
 pass() { printf 'test %s ... ok\n' "$1"; }
 fail() { printf 'test %s ... FAILED%s\n' "$1" "${2:+: $2}"; }
@@ -56,12 +58,12 @@ check() {
     tally "$log.result"
 }
 
-# start_job NAME COMMAND...: runs COMMAND in the background, at most two at a time (the build machines have two
-# cores). The command's standard output is its result lines.
+# start_job NAME COMMAND...: runs COMMAND in the background, at most JOBS_AT_ONCE at a time. The command's standard
+# output is its result lines.
 start_job() {
     local name=$1
     shift
-    while [ "${#JOB_PIDS[@]}" -ge 2 ]; do
+    while [ "${#JOB_PIDS[@]}" -ge "$JOBS_AT_ONCE" ]; do
         finish_job
     done
     (set -euo pipefail; "$@") >"$TEST_LOGS/$name.result" 2>"$TEST_LOGS/$name.log" </dev/null &

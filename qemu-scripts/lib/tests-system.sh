@@ -54,6 +54,8 @@ tier_system() {
             ;;
     esac
     : >"$TEST_LOGS/system.seconds"
+    # A Debian that boots or waits for its guest leaves much of a core to others.
+    JOBS_AT_ONCE=3
     while IFS= read -r name; do
         [[ "$name" =~ ${ST_ONLY:-.} ]] || continue
         say "system: ${name#st_}"
