@@ -55,6 +55,7 @@ tier_system() {
     esac
     : >"$TEST_LOGS/system.seconds"
     # A Debian that boots or waits for its guest leaves much of a core to others.
+    # shellcheck disable=SC2034 # start_job reads it
     JOBS_AT_ONCE=3
     while IFS= read -r name; do
         [[ "$name" =~ ${ST_ONLY:-.} ]] || continue
