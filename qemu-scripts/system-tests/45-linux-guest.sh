@@ -4,7 +4,7 @@
 # shellcheck disable=SC2016 # the shells of host and guest expand what stands in single quotes
 
 # Words on the host. guest KIND COMMAND OPTIONS...: a guest of that kind (Image or Image.stock) runs COMMAND, with its
-# console in $NAME.log; the status is the command's, or 99 if the guest did not come so far or porthole's status is not
+# console in $NAME.log and in the end, so that it breaks no line of the guest, what porthole said; the status is the command's, or 99 if the guest did not come so far or porthole's status is not
 # $WANT_VMM.
 WITH_LINUX_GUEST='. /lib/porthole/guestlib.sh
 insmod /lib/porthole/porthole_peek.ko || exit 91
@@ -17,8 +17,9 @@ guest() {
     shift 2
     (cd $NAME.add && find . -mindepth 1 | cpio -o -H newc 2>/dev/null) | cat /lib/porthole/guest.cpio - >$NAME.cpio
     porthole run --kernel /lib/porthole/$kind --initrd $NAME.cpio --mem $GUEST_MEM \
-        --cmdline "console=ttyS0 loglevel=${LOGLEVEL:-5} $APPEND" "$@" </dev/null >$NAME.log 2>&1
+        --cmdline "console=ttyS0 loglevel=${LOGLEVEL:-5} $APPEND" "$@" </dev/null >$NAME.log 2>$NAME.said
     vmm=$?
+    cat $NAME.said >>$NAME.log
     cat $NAME.log
     end=$(sed -n "s/^guest: end \([0-9]*\).*/\1/p" $NAME.log | tail -n 1)
     [ -n "$end" ] && [ "$vmm" -eq "${WANT_VMM:-0}" ] || { echo "host: porthole ended with $vmm"; return 99; }

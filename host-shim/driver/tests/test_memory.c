@@ -5,7 +5,11 @@
 
 #include "vm.h"
 
-/* Reads a word of physical memory through /proc/kcore; false if it is not there. */
+/*
+ * Reads a word of physical memory through /proc/kcore; false if it is not there.
+ * Memory that was the kernel's init section is there twice, and reads as zero
+ * where the kernel's image was: the word is what any of them shows.
+ */
 static bool kcore_word(uint64_t pa, uint64_t *word)
 {
 	int fd = open("/proc/kcore", O_RDONLY);
@@ -14,17 +18,21 @@ static bool kcore_word(uint64_t pa, uint64_t *word)
 
 	CHECK(fd >= 0);
 	CHECK(pread(fd, &header, sizeof(header), 0) == sizeof(header));
-	for (unsigned int i = 0; i < header.e_phnum && !found; i++) {
+	*word = 0;
+	for (unsigned int i = 0; i < header.e_phnum; i++) {
+		uint64_t seen = 0;
 		Elf64_Phdr part;
 
 		CHECK(pread(fd, &part, sizeof(part), header.e_phoff + i * sizeof(part)) ==
 		      sizeof(part));
 		/* Parts without a physical address say 0 or -1. */
 		if (part.p_type == PT_LOAD && part.p_paddr && part.p_paddr <= pa &&
-		    pa - part.p_paddr < part.p_memsz)
-			found = pread(fd, word, sizeof(*word),
-				      part.p_offset + (pa - part.p_paddr)) ==
-				sizeof(*word);
+		    pa - part.p_paddr < part.p_memsz &&
+		    pread(fd, &seen, sizeof(seen),
+			  part.p_offset + (pa - part.p_paddr)) == sizeof(seen)) {
+			found = true;
+			*word |= seen;
+		}
 	}
 	close(fd);
 	return found;
