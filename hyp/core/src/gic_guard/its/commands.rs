@@ -12,6 +12,9 @@ use crate::gic_guard::redistributor::unpin;
 use crate::gic_guard::{is_told, pages_of};
 use crate::hw::Machine;
 
+/// Most pages of an ITT: what one command pins under the lock.
+const ITT_PAGES_MAX: u64 = 512;
+
 const COMMAND_BYTES: u64 = 32;
 /// Commands that one access of the host has done, at most; the next access goes on.
 const BATCH: usize = 128;
@@ -145,7 +148,11 @@ impl<M: Machine> Its<M> {
 
     fn itt_pages(&self, device: &Device) -> Result<PhysPages, Error> {
         let entry = (self.typer >> 4 & 0xf) + 1;
-        pages_of(device.itt.raw(), entry << (device.bits + 1))
+        let pages = pages_of(device.itt.raw(), entry << (device.bits + 1))?;
+        if pages.count() > ITT_PAGES_MAX {
+            return Err(Error::TooLarge);
+        }
+        Ok(pages)
     }
 
     /// MAPD with Valid: the ITT's pages are pinned as long as the device is mapped to it. A device that is mapped
