@@ -40,6 +40,14 @@ disk_write_some() {
     dd if="/tmp/noise.${1##*/}.$2" of="$1" bs=1M seek="$2" oflag=direct conv=fsync 2>/dev/null || return 1
     sha256sum <"/tmp/noise.${1##*/}.$2" | cut -d" " -f1
 }
+# disk_batches DEVICE: eight requests of 1 MiB at once, which read back as they were written. The eight of a batch reach the
+# driver together, before the device hears of the first (without merging, the block layer holds large ones back as well):
+# however fast the device is, they meet in the region.
+disk_batches() {
+    echo 2 >"/sys/block/${1##*/}/queue/nomerges"
+    fio --name=batches --filename="$1" --offset=128M --size=16M --rw=write --bs=1M --direct=1 --ioengine=libaio --iodepth=8 \
+        --iodepth_batch=8 --iodepth_batch_complete_min=8 --verify=crc32c --verify_fatal=1 --do_verify=1 --minimal >/dev/null
+}
 # disk_is_there: waits for the NVMe disk, at most ten seconds.
 disk_is_there() {
     left=50
@@ -191,10 +199,11 @@ for at in 64 80 96 112; do
     echo "wrote virtio $at $(disk_write_some /dev/vda $at)" &
 done
 wait
-# Eight requests of 1 MiB at once, which read back as they were written.
-disk_round /dev/vda 1M >/dev/null || exit 19
+before=$(line $disk 7)
+disk_batches /dev/vda || exit 19
+echo "no room for $(($(line $disk 7) - before)) of the batches"
 porthole dma list
-[ "$(line $nvme 7)" -gt 20 ] && [ "$(line $disk 7)" -gt 0 ] || exit 11
+[ "$(line $nvme 7)" -gt 20 ] && [ "$(line $disk 7)" -gt "$before" ] || exit 11
 [ "$(line $nvme 8)" -eq 0 ] && [ "$(line $disk 8)" -eq 0 ] || exit 12
 # Of all those, the log has a few.
 [ "$(dmesg | grep -c "nvme.*porthole: no room")" -lt 40 ] || exit 13
