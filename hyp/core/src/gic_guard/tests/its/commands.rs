@@ -250,6 +250,22 @@ fn a62_itts_on_protected_pages_are_refused() {
 }
 
 #[test]
+fn a62_an_itt_has_at_most_2_mib() {
+    // 16 bytes an entry, 18 EventID bits: a command may ask for 4 MiB, which memory would still pin.
+    let mut its = Its::new(GicPlan {
+        typer: (11 ^ 15) << 4 | (15 ^ 17) << 8,
+        ..GicPlan::default()
+    });
+    let itt = its.host.pages(1025);
+    for (start, bits) in [(itt, 17), (itt + 0x100, 16)] {
+        assert!(!its.command(mapd(1, start, bits)), "{bits}");
+    }
+    assert!(its.command(mapd(1, itt, 16)));
+    assert_eq!(kept(&its.host), [1 + 512, 144]);
+    its.host.machine().assert_sound();
+}
+
+#[test]
 fn a62_devices_are_bounded_in_number_and_their_tables_in_size() {
     let mut its = its();
     for device in 0..255 {
