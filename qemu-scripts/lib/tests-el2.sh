@@ -5,7 +5,35 @@
 EL2_CPUS=(cortex-a72 "max,pauth-impdef=on")
 EL2_SMP=4
 EL2_MEM=1G
+# So long without a new line of its report, a machine hangs. A slow one reports slowly.
 EL2_SECONDS=${PORTHOLE_EL2_SECONDS:-240}
+
+# while_it_reports FILE COMMAND...: its status; 124 if FILE stood still for EL2_SECONDS, after which it is ended.
+while_it_reports() {
+    local file=$1 pid status=0 still=0 size last=-1
+    shift
+    "$@" </dev/null &
+    pid=$!
+    # shellcheck disable=SC2064 # the id of this run, now
+    trap "kill $pid 2>/dev/null || true" EXIT
+    trap 'exit 130' INT TERM
+    while kill -0 "$pid" 2>/dev/null; do
+        size=$(stat -c %s "$file")
+        [ "$size" = "$last" ] || still=0
+        last=$size
+        if [ "$still" -ge "$EL2_SECONDS" ]; then
+            kill "$pid" 2>/dev/null || true
+            wait "$pid" || true
+            trap - EXIT INT TERM
+            return 124
+        fi
+        still=$((still + 1))
+        sleep 1
+    done
+    wait "$pid" || status=$?
+    trap - EXIT INT TERM
+    return "$status"
+}
 
 # hostile_run PROFILE CPU: one boot; result lines with the suffix [PROFILE,MODEL] on standard output.
 hostile_run() {
@@ -14,9 +42,9 @@ hostile_run() {
     machine_args virtualization=on,gic-version=3,iommu=smmuv3 "$cpu" "$EL2_SMP" "$EL2_MEM"
     guest_modules "$PORTHOLE_OUT/$profile/tests/hostile-host.bin" "hostile" 
     : >"$base.console"
-    timeout "$EL2_SECONDS" qemu-system-aarch64 "${MACHINE_ARGS[@]}" \
+    while_it_reports "$base.console" qemu-system-aarch64 "${MACHINE_ARGS[@]}" \
         -kernel "$PORTHOLE_OUT/$profile/hyp/porthole-hyp.bin" "${MODULE_ARGS[@]}" \
-        -device edu,dma_mask=0xffffffffffffffff -serial "file:$base.console" -serial "file:$base.hyp" </dev/null || status=$?
+        -device edu,dma_mask=0xffffffffffffffff -serial "file:$base.console" -serial "file:$base.hyp" || status=$?
     while IFS= read -r line || [ -n "$line" ]; do
         line=${line%$'\r'}
         case "$line" in
@@ -29,7 +57,7 @@ hostile_run() {
         esac
     done <"$base.console"
     if [ -z "$last" ]; then
-        fail "hostile_host_ran_to_its_end[$label]" "$([ "$status" -eq 124 ] && echo "no end after $EL2_SECONDS s" || echo "QEMU status $status"), see $base.console and $base.hyp"
+        fail "hostile_host_ran_to_its_end[$label]" "$([ "$status" -eq 124 ] && echo "no new line for $EL2_SECONDS s" || echo "QEMU status $status"), see $base.console and $base.hyp"
     elif [ -z "$bad" ] && [[ "$last" != *' 0 failed' ]]; then
         fail "hostile_host_ran_to_its_end[$label]" "$last"
     else
@@ -44,8 +72,8 @@ selftest_run() {
     machine_args virtualization=on,gic-version=3 "$cpu" 1 512M
     : >"$base.console"
     # Under -icount the counter counts instructions, which one of the tests limits.
-    timeout 60 qemu-system-aarch64 "${MACHINE_ARGS[@]}" -icount shift=0 -no-reboot -serial "file:$base.console" \
-        -kernel "$PORTHOLE_OUT/$profile/tests/switch-selftest.elf" </dev/null || status=$?
+    while_it_reports "$base.console" qemu-system-aarch64 "${MACHINE_ARGS[@]}" -icount shift=0 -no-reboot \
+        -serial "file:$base.console" -kernel "$PORTHOLE_OUT/$profile/tests/switch-selftest.elf" || status=$?
     while IFS= read -r line || [ -n "$line" ]; do
         case "$line" in
             'test '*' ... ok') printf 'test switch_%s[%s] ... ok\n' "$(cut -d' ' -f2 <<<"$line")" "$label" ;;
