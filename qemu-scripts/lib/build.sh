@@ -110,9 +110,10 @@ build_attack() {
     done
 }
 
-# build_driver_tests: release/driver_test, which runs on the host beside the driver.
+# build_driver_tests: release/driver_test, which runs on the host beside the driver, and a module that it loads.
 build_driver_tests() {
     local source="$PORTHOLE_ROOT/host-shim/driver/tests"
+    build_module "$source/module"
     aarch64-linux-gnu-gcc -O2 -Wall -Wextra -Werror -static -pthread -o "$PORTHOLE_OUT/release/driver_test" \
         "$source"/*.c "$source"/*.S || die "the driver's tests do not build"
 }

@@ -14,7 +14,7 @@ make_initramfs() {
     if [ "$kind" = full ]; then
         cp "$PORTHOLE_OUT/release/porthole" "$root/usr/bin/porthole"
         cp "$PORTHOLE_ROOT/qemu-scripts/initramfs/porthole-demo" "$PORTHOLE_OUT/release/touch_page" "$root/usr/bin/"
-        cp "$PORTHOLE_ROOT/qemu-scripts/initramfs/guestlib.sh" "$PORTHOLE_OUT"/release/porthole{,_peek}.ko \
+        cp "$PORTHOLE_ROOT/qemu-scripts/initramfs/guestlib.sh" "$PORTHOLE_OUT"/release/porthole{,_peek,_dma_test}.ko \
             "$PORTHOLE_OUT/release/driver_test" "$PORTHOLE_OUT"/release/payload/*.bin "$root/lib/porthole/"
     fi
     chmod -R u+rwX,go+rX "$root"
