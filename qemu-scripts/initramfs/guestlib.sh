@@ -6,12 +6,32 @@ GUEST_IMAGE=/lib/porthole/echo.bin
 GUEST_LOG=/tmp/guest.log
 OWNER_MAP=/tmp/owner-map
 
-# wait_for TEXT FILE SECONDS: false if it has not turned up by then.
-wait_for() {
-    left=$(($3 * 5))
-    until grep -qF -- "$1" "$2" 2>/dev/null; do
+# wait_until COMMAND...: until it is true; false if it is not after ten minutes, which is no measure but a guard against hanging.
+wait_until() {
+    left=3000
+    until "$@" >/dev/null 2>&1; do
         left=$((left - 1))
         [ "$left" -gt 0 ] || return 1
+        sleep 0.2
+    done
+}
+
+# wait_for TEXT FILE: until it has turned up there.
+wait_for() { wait_until grep -qF -- "$1" "$2"; }
+
+# listens_at PATH: whether somebody takes connections at this Unix socket, whose name is there a moment earlier.
+listens_at() { awk -v path="$1" '$4 == "00010000" && $NF == path { found = 1 } END { exit !found }' /proc/net/unix; }
+
+# listens_at_port PORT: the same for TCP.
+listens_at_port() { netstat -ltn | grep -q ":$1 "; }
+
+# online CPU: switches it on. Linux looks for 100 ms whether a CPU that it switches off is off, says so if not, and goes on;
+# until the CPU, which may not be let run meanwhile, is, it cannot be switched on. Any other refusal is one.
+online() {
+    left=3000
+    until echo 1 >"/sys/devices/system/cpu/cpu$1/online"; do
+        left=$((left - 1))
+        [ "$left" -gt 0 ] && dmesg | grep -q "CPU$1 may not have shut down cleanly" || return 1
         sleep 0.2
     done
 }
@@ -28,7 +48,7 @@ start_guest() {
 # tell_guest TEXT: one line on its console; true once it came back.
 tell_guest() {
     echo "$1" >&3
-    wait_for "$1" "$GUEST_LOG" 30
+    wait_for "$1" "$GUEST_LOG"
 }
 
 # end_guest: asks it to leave; true if it and porthole end well.

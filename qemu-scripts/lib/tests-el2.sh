@@ -6,7 +6,7 @@ EL2_CPUS=(cortex-a72 "max,pauth-impdef=on")
 EL2_SMP=4
 EL2_MEM=1G
 # So long without a new line of its report, a machine hangs. A slow one reports slowly.
-EL2_SECONDS=${PORTHOLE_EL2_SECONDS:-240}
+EL2_SECONDS=${PORTHOLE_EL2_SECONDS:-600}
 
 # while_it_reports FILE COMMAND...: its status; 124 if FILE stood still for EL2_SECONDS, after which it is ended.
 while_it_reports() {

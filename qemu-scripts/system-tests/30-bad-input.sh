@@ -71,12 +71,13 @@ nothing_left'
 
 st_cpu_goes_off_and_on_again() {
     on_host --smp 4 --batch '
+. /lib/porthole/guestlib.sh
 for cpu in 1 2 3; do
     echo 0 >/sys/devices/system/cpu/cpu$cpu/online || exit 1
 done
 [ "$(nproc)" -eq 1 ] || exit 2
 for cpu in 3 1 2; do
-    echo 1 >/sys/devices/system/cpu/cpu$cpu/online || exit 3
+    online $cpu || exit 3
 done
 [ "$(nproc)" -eq 4 ] && porthole info'
 }

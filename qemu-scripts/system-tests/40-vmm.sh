@@ -17,7 +17,7 @@ with_stock_guest() {
     pack "$guest" "$host/lib/porthole/guest.cpio"
     pack "$host" "$work/host.cpio"
     cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$work/initrd"
-    ST_SECONDS=300 on_host --smp 2 --initrd "$work/initrd" --batch "$2" || status=$?
+    on_host --smp 2 --initrd "$work/initrd" --batch "$2" || status=$?
     rm -rf "$work"
     return "$status"
 }
@@ -25,6 +25,7 @@ with_stock_guest() {
 # Says what it found, reads a line, and switches itself off, or reboots if the line is `reboot`.
 STOCK_GUEST='#!/bin/sh
 /bin/busybox --install -s /bin
+dmesg -n 1
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 echo "guest: up, cpus=$(nproc)"
@@ -48,16 +49,16 @@ run_linux() {
     rm -f /tmp/linux.in
     mkfifo /tmp/linux.in
     porthole run --kernel /lib/porthole/Image --initrd /lib/porthole/guest.cpio --mem 256M \
-        --cmdline "console=ttyS0 rdinit=/init loglevel=4" "$@" </tmp/linux.in >/tmp/linux.log 2>&1 &
+        --cmdline "console=ttyS0 rdinit=/init loglevel=4" "$@" </tmp/linux.in >/tmp/linux.log 2>/tmp/linux.said &
     linux=$!
     exec 4>/tmp/linux.in
-    wait_for "guest: waiting" /tmp/linux.log 150
+    wait_for "guest: waiting" /tmp/linux.log || { cat /tmp/linux.log /tmp/linux.said; exit 7; }
     porthole audit || exit 9
     echo "$word" >&4
     wait $linux
     status=$?
     exec 4>&-
-    cat /tmp/linux.log
+    cat /tmp/linux.log /tmp/linux.said
     grep -q "guest: read .$word." /tmp/linux.log || exit 8
     return $status
 }

@@ -3,13 +3,14 @@
 # devices. The host's side are its kernel (TAP), a second guest, and a small program (peer/sock_peer.c).
 # shellcheck disable=SC2016 # the host's shell expands what stands in single quotes
 
-# Words on the host: sockets LOG OPTIONS... runs the guest.
+# Words on the host: sockets LOG OPTIONS... runs the guest. What porthole says comes last, where it breaks no line of the guest.
 WITH_SOCKETS='. /lib/porthole/guestlib.sh
 sockets() {
     log=$1
     shift
-    porthole run --kernel /lib/porthole/sockets.bin --mem 16M --console off "$@" >"$log" 2>&1 </dev/null
+    porthole run --kernel /lib/porthole/sockets.bin --mem 16M --console off "$@" >"$log" 2>"$log.said" </dev/null
     status=$?
+    cat "$log.said" >>"$log"
     echo "status $status" >>"$log"
     return $status
 }
@@ -30,7 +31,7 @@ with_sockets() {
         "$PORTHOLE_ROOT/qemu-scripts/peer/sock_peer.c"
     pack "$work/host" "$work/host.cpio"
     cat "$PORTHOLE_OUT/initramfs.cpio" "$work/host.cpio" >"$work/initrd"
-    ST_SECONDS=${ST_SECONDS:-300} on_host --smp 2 --initrd "$work/initrd" --batch "$WITH_SOCKETS$1" || status=$?
+    on_host --smp 2 --initrd "$work/initrd" --batch "$WITH_SOCKETS$1" || status=$?
     rm -rf "$work"
     return "$status"
 }
@@ -39,9 +40,11 @@ st_the_host_reaches_a_guest_over_tap() {
     local out
     out=$(with_sockets 'insmod /lib/porthole/tun.ko
         sockets /tmp/log --net tap=vmtap0,create,mac=52:54:00:12:34:56 --cmdline "net=echo ip=10.0.0.2" &
-        wait_for "sockets: ready" /tmp/log 60 || { cat /tmp/log; exit 1; }
+        wait_for "sockets: ready" /tmp/log || { cat /tmp/log; exit 1; }
         ip addr add 10.0.0.1/24 dev vmtap0
-        ping -c 5 -s 1400 10.0.0.2
+        # A guest that is not let run for some seconds is late, not gone.
+        echo 300 >/proc/sys/net/ipv4/neigh/vmtap0/mcast_solicit
+        ping -c 5 -W 300 -s 1400 10.0.0.2
         sock_peer udp 10.0.0.2 200
         wait
         [ -e /sys/class/net/vmtap0 ] || echo "the interface is gone"
@@ -59,7 +62,7 @@ st_the_host_reaches_a_guest_over_tap() {
 st_two_guests_talk_over_a_socket() {
     local out
     out=$(with_sockets 'sockets /tmp/one --net socket=/tmp/net.sock,listen --cmdline "net=echo ip=10.0.0.2" &
-        wait_for "sockets: ready" /tmp/one 60 || { cat /tmp/one; exit 1; }
+        wait_for "sockets: ready" /tmp/one || { cat /tmp/one; exit 1; }
         sockets /tmp/two --net socket=/tmp/net.sock --cmdline "net=ping ip=10.0.0.3 peer=10.0.0.2 count=200"
         wait
         [ -e /tmp/net.sock ] || echo "the socket is gone"
@@ -74,8 +77,9 @@ st_two_guests_talk_over_a_socket() {
 st_streams_go_through_vsock_both_ways() {
     local out
     out=$(with_sockets 'sock_peer echo /tmp/vm.sock_6000 &
+        wait_until listens_at /tmp/vm.sock_6000 || exit 7
         sockets /tmp/log --vsock cid=7,path=/tmp/vm.sock &
-        wait_for "sockets: ready" /tmp/log 120 || { cat /tmp/log; exit 1; }
+        wait_for "sockets: ready" /tmp/log || { cat /tmp/log; exit 1; }
         sock_peer send /tmp/vm.sock 4999 1 || echo "a port without a server refuses the host"
         sock_peer send /tmp/vm.sock 5000 1048576
         wait
@@ -121,7 +125,7 @@ st_a26_a_vmm_killed_in_the_middle_of_traffic_leaves_nothing_behind() {
             porthole run --kernel /lib/porthole/sockets.bin --mem 16M --console off --net tap=vmtap0,create \
                 --vsock cid=9,path=/tmp/vm.sock --cmdline "net=echo ip=10.0.0.2" >/tmp/log 2>&1 </dev/null &
             vmm=$!
-            wait_for "sockets: ready" /tmp/log 60 || { cat /tmp/log; exit 1; }
+            wait_for "sockets: ready" /tmp/log || { cat /tmp/log; exit 1; }
             ip addr add 10.0.0.1/24 dev vmtap0
             sock_peer udp 10.0.0.2 100000 2>/dev/null &
             peer=$!

@@ -6,6 +6,7 @@
 # Writes to its virtio console, says what it knows of its memory, waits for a line, and switches itself off.
 CLI_GUEST='#!/bin/sh
 /bin/busybox --install -s /bin
+dmesg -n 1
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -34,17 +35,17 @@ start() {
     rm -f /tmp/cli.in /tmp/hvc.log
     mkfifo /tmp/cli.in
     porthole run --kernel /lib/porthole/Image --initrd /lib/porthole/guest.cpio --mem 256M --name web \
-        --cmdline "console=ttyS0 rdinit=/init loglevel=4 $TALK" --console file=/tmp/hvc.log "$@" </tmp/cli.in >/tmp/cli.log 2>&1 &
+        --cmdline "console=ttyS0 rdinit=/init loglevel=4 $TALK" --console file=/tmp/hvc.log "$@" </tmp/cli.in >/tmp/cli.log 2>/tmp/cli.said &
     guest=$!
     exec 4>/tmp/cli.in
-    wait_for "guest: waiting" /tmp/cli.log 150
+    wait_for "guest: waiting" /tmp/cli.log || { cat /tmp/cli.log /tmp/cli.said; exit 7; }
 }
 finish() {
     echo over >&4
     wait $guest
     status=$?
     exec 4>&-
-    cat /tmp/cli.log
+    cat /tmp/cli.log /tmp/cli.said
     echo "console lines: $(grep -c "^through the console: line" /tmp/hvc.log)"
     echo "status $status"
 }
@@ -94,7 +95,7 @@ st_cli_status_and_map_show_a_running_guest() {
         porthole map
         porthole map --svg /tmp/map.svg; head -c 4 /tmp/map.svg; echo; grep -c "<rect" /tmp/map.svg
         porthole map --json | grep -c "VmMemory"
-        sleep 3; wc -l </tmp/watch
+        wait_for "MmioWrite" /tmp/watch || exit 7
         finish
         ls /run/porthole | wc -l
         porthole status web; true')
@@ -127,7 +128,7 @@ TOML
             porthole run --config /tmp/vm.toml --name $vm --measurement </tmp/$vm.in >/tmp/$vm.log 2>&1 &
         done
         exec 5>/tmp/one.in 6>/tmp/two.in
-        wait_for "guest: waiting" /tmp/one.log 200; wait_for "guest: waiting" /tmp/two.log 200
+        for vm in one two; do wait_for "guest: waiting" /tmp/$vm.log || { cat /tmp/$vm.log; exit 7; }; done
         porthole list
         porthole status one | head -n 1; porthole status two | head -n 1
         echo over >&5; echo over >&6; wait

@@ -44,7 +44,7 @@ with_linux_guest() {
     shift
     # What is sent and what comes back lie in a tmpfs, which may have half of the memory.
     [ "$mib" -le 16 ] || mem=512M
-    ST_SECONDS=${ST_SECONDS:-400} on_host --smp 2 --mem 3G --initrd "$PORTHOLE_OUT/initramfs-guest.cpio" "$@" \
+    on_host --smp 2 --mem 3G --initrd "$PORTHOLE_OUT/initramfs-guest.cpio" "$@" \
         --batch "MIB=$mib GUEST_MEM=$mem
 $WITH_LINUX_GUEST$command"
 }
@@ -97,7 +97,7 @@ echo "guest: tcp sent $(sum_of /tmp/noise)"
 tries=0
 until sockcat tcp 192.168.77.1 5000 </tmp/noise >/tmp/back; do
     tries=$((tries + 1))
-    [ "$tries" -lt 50 ] || fail "tcp"
+    [ "$tries" -lt 1000 ] || fail "tcp"
     sleep 0.2
 done
 echo "guest: tcp received $(sum_of /tmp/back)"
@@ -132,6 +132,7 @@ peers() {
     tcp=$!
     sockcat unix-listen /tmp/v.sock_5001 </tmp/peer >/tmp/vsock.got &
     vsock=$!
+    wait_until listens_at_port 5000 && wait_until listens_at /tmp/v.sock_5001 || exit 95
 }
 # devices [KEY]: the options, each with one more key.
 devices() {
@@ -237,7 +238,7 @@ echo \"guest: sent \$(sum_of /tmp/noise)\"
 sockcat tcp-listen 5000 </tmp/noise >/tmp/back || fail tcp
 echo \"guest: received \$(sum_of /tmp/back)\"" --net socket=/tmp/net.sock,listen --cpus 2) &
 one=$!
-until [ -e /tmp/net.sock ]; do
+until listens_at /tmp/net.sock; do
     [ -e /proc/$one ] || exit 1
     sleep 0.2
 done
@@ -246,7 +247,7 @@ echo \"guest: sent \$(sum_of /tmp/noise)\"
 tries=0
 until sockcat tcp 192.168.78.1 5000 </tmp/noise >/tmp/back; do
     tries=\$((tries + 1))
-    [ \$tries -lt 100 ] || fail tcp
+    [ \$tries -lt 1000 ] || fail tcp
     sleep 0.3
 done
 echo \"guest: received \$(sum_of /tmp/back)\"" --net socket=/tmp/net.sock) || exit 2

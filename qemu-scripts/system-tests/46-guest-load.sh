@@ -26,7 +26,7 @@ vsock_load() {
         if ! sockcat vsock 2 "$1" </tmp/noise >/tmp/back.$1 2>/tmp/error.$1; then
             # The next listener may not be there yet.
             tries=$((tries + 1))
-            [ "$tries" -lt 100 ] || { cat /tmp/error.$1 >>/tmp/bad; return; }
+            [ "$tries" -lt 1000 ] || { cat /tmp/error.$1 >>/tmp/bad; return; }
             sleep 0.2
             continue
         fi
@@ -103,11 +103,12 @@ st_linux_guest_devices_under_fio_and_iperf3() {
     cat "$work/guest.cpio" "$work/tools.cpio" "$work/command.cpio" >"$work/host/lib/porthole/load.cpio"
     pack "$work/host" "$work/host.cpio"
     cat "$PORTHOLE_OUT/initramfs-guest.cpio" "$work/tools.cpio" "$work/host.cpio" >"$work/initrd"
-    out=$(ST_SECONDS=$((500 + 2 * seconds)) on_host --smp 2 --initrd "$work/initrd" --batch '. /lib/porthole/guestlib.sh
+    out=$(ST_SECONDS=$((HANG_SECONDS + 2 * seconds)) on_host --smp 2 --initrd "$work/initrd" --batch '. /lib/porthole/guestlib.sh
 insmod /lib/porthole/porthole_peek.ko && insmod /lib/porthole/tun.ko || exit 1
 tunctl -t vmtap0 >/dev/null && ifconfig vmtap0 192.168.77.1 up && ifconfig lo up || exit 2
 truncate -s 32M /tmp/disk
 iperf3 -s >/tmp/server 2>&1 &
+wait_until listens_at_port 5201 || exit 4
 dd if=/dev/urandom of=/tmp/peer bs=1M count=4 2>/dev/null
 for port in 5001 5002 5003; do
     while :; do sockcat unix-listen /tmp/v.sock_$port </tmp/peer | sha256sum >>/tmp/vsock.sums; done &
@@ -116,12 +117,15 @@ before=$(owner_totals)
 porthole run --kernel /lib/porthole/Image --initrd /lib/porthole/load.cpio --mem 320M --cpus 2 \
     --cmdline "console=ttyS0 loglevel=4 load_seconds='"$seconds"' peer_sum=$(sha256sum </tmp/peer | cut -d" " -f1)" \
     --disk /tmp/disk --net tap=vmtap0 --vsock cid=3,path=/tmp/v.sock --rng --console file=/tmp/hvc \
-    </dev/null >/tmp/guest.log 2>&1
+    </dev/null >/tmp/guest.log 2>/tmp/guest.said
 echo "status $?"
-cat /tmp/guest.log
+cat /tmp/guest.log /tmp/guest.said
 said() { sed -n "s/.*guest: $1 \([0-9a-f]*\).*/\1/p" /tmp/guest.log; }
 streams=0
 for did in $(said "port 500[123] did"); do streams=$((streams + did)); done
+# The guest is done when all was sent; what took it on this side may still be summing it up.
+all_summed() { [ "$(wc -l </tmp/vsock.sums)" -ge "$streams" ]; }
+wait_until all_summed || echo "streams are missing"
 [ "$(sort -u /tmp/vsock.sums)" = "$(said "vsock sends")  -" ] && [ "$(wc -l </tmp/vsock.sums)" -eq "$streams" ] &&
     echo "$streams streams came as they were sent"
 rounds=$(said "fio did") i=0

@@ -22,7 +22,7 @@ talk() {
         sockcat "$1" "$2" ${4:+"$3"} >"$file"
 }
 ifconfig eth0 up
-udhcpc -i eth0 -n -q -t 10 -s /tmp/dhcp 2>/dev/null || fail "no address by DHCP"
+udhcpc -i eth0 -n -q -t 100 -s /tmp/dhcp 2>/dev/null || fail "no address by DHCP"
 '
 
 # with_passt COMMAND OPTIONS...: a host of Linux guests that has passt. An initramfs is no root that passt could leave,
@@ -39,7 +39,7 @@ with_passt() {
     } >"$work/host/passt-test"
     pack "$work/host" "$work/host.cpio"
     cat "$PORTHOLE_OUT/initramfs-guest.cpio" "$work/tools.cpio" "$work/host.cpio" >"$work/initrd"
-    ST_SECONDS=900 on_host --smp 2 --mem 3G --initrd "$work/initrd" --batch 'mount --bind / /below && cd /below || exit 92
+    on_host --smp 2 --mem 3G --initrd "$work/initrd" --batch 'mount --bind / /below && cd /below || exit 92
 for folder in dev proc sys tmp run; do mount --bind /$folder $folder || exit 92; done
 mount --move . / && exec chroot . /bin/sh /passt-test' || status=$?
     rm -rf "$work"
@@ -62,12 +62,12 @@ listener=$!
 sockcat tcp-listen 5009 </dev/null >/dev/null &
 private=$!
 # Begun by the host, once the guest listens.
-(wait_for "guest: listens" $NAME.log 600
+(wait_for "guest: listens" $NAME.log
  ps -o user,comm | grep " passt" | sort -u
  tries=0
  until sockcat tcp 127.0.0.1 2222 </tmp/peer >/tmp/got2; do
      tries=$((tries + 1))
-     [ "$tries" -lt 50 ] || { echo "host: the forwarded port does not answer"; break; }
+     [ "$tries" -lt 1000 ] || { echo "host: the forwarded port does not answer"; break; }
      sleep 0.2
  done) >/tmp/client.log 2>&1 &
 client=$!
@@ -92,8 +92,8 @@ for sums in "$(said sent) $(sum_of /tmp/got)" "$(said received) $(sum_of /tmp/pe
     [ -n "${sums% *}" ] && [ "${sums% *}" = "${sums#* }" ] || { echo "sums differ: $sums"; exit 3; }
 done
 kill $private || { echo "the guest reached a port of the host at its gateway"; exit 4; }
-sleep 1
-pidof passt && exit 5
+gone() { ! pidof "$1"; }
+wait_until gone passt || exit 5
 nothing_lost') || { printf '%s\n' "$out" >&2; return 1; }
     printf '%s\n' "$out"
     expect "$out" '^guest: has 10.0.2.15 of 255.255.255.0, router 10.0.2.2, mtu 65520'
@@ -104,7 +104,7 @@ nothing_lost') || { printf '%s\n' "$out" >&2; return 1; }
 st_linux_guest_outlives_its_passt() {
     local out
     out=$(with_passt '
-refused() { timeout 100 porthole run --kernel /lib/porthole/Image --mem 64M --net "$1" </dev/null; }
+refused() { timeout 600 porthole run --kernel /lib/porthole/Image --mem 64M --net "$1" </dev/null; }
 # It will not run as root, and here is nobody else.
 mv /etc/passwd /etc/nobody
 refused user
@@ -113,14 +113,14 @@ mv /etc/nobody /etc/passwd
 '"$UPLINK"'
 sockcat tcp-listen 2222 </dev/null >/dev/null 2>&1 &
 holder=$!
-until netstat -ltn | grep -q ":2222 "; do sleep 0.2; done
+wait_until listens_at_port 2222 || exit 6
 refused user,tcp=2222:22
 echo "with a port in use: status $?"
 kill $holder
 zcat /lib/porthole/disk.gz >/tmp/disk
-(wait_for "guest: ready" $NAME.log 600
+(wait_for "guest: ready" $NAME.log
  kill -9 $(pidof passt)
- wait_for "guest: link is down" $NAME.log 60
+ wait_for "guest: link is down" $NAME.log
  porthole status $(ls /run/porthole | sed "s/\.sock//")
  touch /tmp/looked) >/tmp/killer.log 2>&1 &
 killer=$!
@@ -129,7 +129,7 @@ echo "guest: ready"
 tries=0
 until [ "$(cat /sys/class/net/eth0/carrier)" = 0 ]; do
     tries=$((tries + 1))
-    [ "$tries" -lt 300 ] || fail "the link stays up"
+    [ "$tries" -lt 3000 ] || fail "the link stays up"
     sleep 0.2
 done
 echo "guest: link is down"

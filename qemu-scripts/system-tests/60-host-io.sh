@@ -32,7 +32,7 @@ devices_work() {
     for disk in virtio nvme usb; do
         sums[$disk]=$(part_sum "$dir/$disk.img" 0 32)
     done
-    out=$(ST_SECONDS=300 on_host --smp 4 --io="$dir" --batch "$WITH_IO"'
+    out=$(on_host --smp 4 --io="$dir" --batch "$WITH_IO"'
 wire_up || exit 1
 for disk in virtio:/dev/vda:virtio0-req nvme:/dev/nvme0n1:nvme usb:/dev/sda:xhci; do
     name=${disk%%:*} node=${disk#*:} word=${disk##*:}
@@ -51,14 +51,14 @@ before=$(messages virtio1-input)
 mkfifo /tmp/quiet
 on_far_side sh -c "nc -l -p 5000 >/tmp/there <>/tmp/quiet" &
 there=$!
-sleep 1
-nc -w 5 $FAR 5000 </usr/bin/fio
+wait_until listens_far_away 5000 || exit 8
+nc $FAR 5000 </usr/bin/fio
 wait $there
 cmp /usr/bin/fio /tmp/there || exit 4
 nc -l -p 5001 >/tmp/here <>/tmp/quiet &
 here=$!
-sleep 1
-on_far_side nc -w 5 $NEAR 5001 </usr/bin/fio
+wait_until listens_at_port 5001 || exit 9
+on_far_side nc $NEAR 5001 </usr/bin/fio
 wait $here
 cmp /usr/bin/fio /tmp/here || exit 5
 echo "messages net $(($(messages virtio1-input) - before))"
@@ -89,7 +89,7 @@ st_host_devices_work() {
 # PORTHOLE_STRESS_SECONDS: 30 in test.sh; ten minutes by hand (docs/testing.md).
 st_host_io_stress() {
     local seconds=${PORTHOLE_STRESS_SECONDS:-30}
-    ST_SECONDS=$((seconds * 2 + 300)) on_host --smp 4 --io --batch "$WITH_IO"'
+    ST_SECONDS=$((seconds * 2 + HANG_SECONDS)) on_host --smp 4 --io --batch "$WITH_IO"'
 wire_up && stress '"$seconds"' || exit 1
 complaints || exit 2
 no_faults || exit 3

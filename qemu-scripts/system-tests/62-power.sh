@@ -12,14 +12,14 @@ for n in 1 2 3; do
     porthole run --kernel "$GUEST_IMAGE" --mem 16M --cpus 2 </tmp/in.$n >/tmp/out.$n 2>&1 &
     eval "exec $((n + 5))>/tmp/in.$n"
 done
-for n in 1 2 3; do wait_for "echo: ready" /tmp/out.$n 60 || { cat /tmp/out.$n; exit 91; }; done
+for n in 1 2 3; do wait_for "echo: ready" /tmp/out.$n || { cat /tmp/out.$n; exit 91; }; done
 '
 
 # monitored COMMAND: one command of QEMU's protocol (docs/interop/qmp-spec.rst) on its pair of pipes, and the answer.
 monitored() {
     local line
     printf '%s\n' "$1" >&7
-    while IFS= read -r -t 60 line <&8; do
+    while IFS= read -r -t 600 line <&8; do
         case "$line" in
             *'"return"'*) printf '%s\n' "$line"; return 0 ;;
             *'"error"'*) printf '%s\n' "$line" >&2; return 1 ;;
@@ -56,22 +56,22 @@ watch_it_go() {
         "$WITH_GUESTS"'echo "guests are up"; read -r go </dev/ttyAMA0; '"$command"'; sleep 1000' none
     machine_args virtualization=on,gic-version=3,iommu=smmuv3 cortex-a72 4 1G
     guest_modules "$KERNEL_DIR/Image" "console=ttyAMA0 loglevel=4 panic=1" "$work/initrd"
-    timeout 300 qemu-system-aarch64 "${MACHINE_ARGS[@]}" -kernel "$PORTHOLE_OUT/release/hyp/porthole-hyp.bin" \
+    timeout "$HANG_SECONDS" qemu-system-aarch64 "${MACHINE_ARGS[@]}" -kernel "$PORTHOLE_OUT/release/hyp/porthole-hyp.bin" \
         "${MODULE_ARGS[@]}" -action reboot=shutdown,shutdown=pause \
         -chardev "pipe,id=monitor,path=$work/monitor" -mon chardev=monitor,mode=control \
         -serial stdio -serial "file:$TEST_LOGS/$ST_NAME.hyp" <&9 >"$work/console" 2>&1 &
     echo "$!" >"$work/pid"
-    left=150
+    left=$HANG_SECONDS
     until grep -q 'guests are up' "$work/console"; do
         left=$((left - 1))
-        [ "$left" -gt 0 ] || { cat "$work/console"; return 1; }
+        { [ "$left" -gt 0 ] && kill -0 "$(cat "$work/pid")"; } || { cat "$work/console"; return 1; }
         sleep 1
     done
     monitored '{"execute": "qmp_capabilities"}'
     before=$(secrets "$work" 1024)
     echo "before $way: $before copies of a guest's secret"
     echo go >&9
-    left=60
+    left=$HANG_SECONDS
     until [[ "$(monitored '{"execute": "query-status"}')" = *'"shutdown"'* ]]; do
         left=$((left - 1))
         [ "$left" -gt 0 ] || { tail -n 40 "$work/console"; return 2; }
@@ -96,12 +96,21 @@ st_host_sleeps_and_wakes_with_a_guest() {
 . /lib/porthole/guestlib.sh
 [ "$(cat /sys/power/mem_sleep)" = "[s2idle]" ] || exit 1
 start_guest
-wait_for "echo: ready" "$GUEST_LOG" 60 || exit 2
+wait_for "echo: ready" "$GUEST_LOG" || exit 2
 for state in freeze mem; do
-    before=$(date +%s)
-    echo +4 >/sys/class/rtc/rtc0/wakealarm || exit 3
-    echo $state >/sys/power/state || exit 4
-    [ $(($(date +%s) - before)) -ge 3 ] || exit 5
+    seconds=4
+    while :; do
+        before=$(date +%s)
+        # An alarm that rings before the sleep ends the way into it, so that nothing sleeps for ever.
+        wakeups=$(cat /sys/power/wakeup_count)
+        echo +$seconds >/sys/class/rtc/rtc0/wakealarm || exit 3
+        echo "$wakeups" >/sys/power/wakeup_count && echo $state >/sys/power/state && break
+        # A slow machine wants a later alarm. Before the alarm nothing may keep it from its sleep.
+        [ $(($(date +%s) - before)) -ge $((seconds - 1)) ] && [ $seconds -lt 256 ] || exit 4
+        echo 0 >/sys/class/rtc/rtc0/wakealarm
+        seconds=$((seconds * 2))
+    done
+    [ $(($(date +%s) - before)) -ge $((seconds - 1)) ] || exit 5
     echo "slept and woke: $state"
 done
 dmesg | grep -c "PM: suspend exit"
@@ -123,18 +132,17 @@ st_a_second_kernel_takes_over_by_kexec() {
     cat "$PORTHOLE_OUT/initramfs.cpio" "$root/modules.cpio" | gzip -1 >"$root/root/lib/io/initramfs.gz"
     pack "$root/root" "$root/cpio"
     cat "$PORTHOLE_OUT/initramfs-io.cpio" "$root/cpio" >"$root/initrd"
-    ST_SECONDS=400 on_host --smp 4 --io --initrd "$root/initrd" --batch '
+    on_host --smp 4 --io --initrd "$root/initrd" --batch '
 . /lib/io/iolib.sh
 load_drivers || exit 1
 start_guest
-wait_for "echo: ready" "$GUEST_LOG" 60 || exit 2
+wait_for "echo: ready" "$GUEST_LOG" || exit 2
 # A disk that works in a region of its own to the last.
 nvme=$(basename $(readlink /sys/class/nvme/nvme0/device))
 echo $nvme >/sys/bus/pci/drivers/nvme/unbind
 porthole dma confine $nvme 2M || exit 6
 echo $nvme >/sys/bus/pci/drivers/nvme/bind
-left=50
-until [ -b /dev/nvme0n1 ]; do left=$((left - 1)); [ $left -gt 0 ] || exit 7; sleep 0.2; done
+wait_until [ -b /dev/nvme0n1 ] || exit 7
 mkdir -p /tmp/second/batch /tmp/second/lib/first
 echo "nvme=$nvme sum=$(disk_write /dev/nvme0n1 64 4)" >/tmp/second/lib/first/disk
 for module in /lib/io/modules/*.ko; do
@@ -147,7 +155,7 @@ cat >/tmp/second/batch/command <<"SECOND"
 echo "second kernel, up for $(cut -d. -f1 /proc/uptime) s, $(nproc) CPUs"
 nothing_left || exit 12
 start_guest
-wait_for "echo: ready" "$GUEST_LOG" 60 && tell_guest "echo of the second" && end_guest || { cat "$GUEST_LOG"; exit 13; }
+wait_for "echo: ready" "$GUEST_LOG" && tell_guest "echo of the second" && end_guest || { cat "$GUEST_LOG"; exit 13; }
 [ "$(nproc)" -eq 4 ] && porthole audit && nothing_left || exit 14
 # The region of the first kernel is ordinary memory of this one, and the disk reaches nothing else until it is released.
 . /lib/first/disk
@@ -155,8 +163,7 @@ dmesg | grep "$nvme is confined by an earlier kernel" || exit 15
 porthole dma list | grep "$nvme.*2.0 MiB.*release it" || exit 16
 porthole dma release $nvme && ! porthole dma list | grep MiB || exit 17
 for module in /lib/first/*.ko; do insmod $module || exit 18; done
-left=50
-until [ -b /dev/nvme0n1 ]; do left=$((left - 1)); [ $left -gt 0 ] || exit 19; sleep 0.2; done
+wait_until [ -b /dev/nvme0n1 ] || exit 19
 [ "$(dd if=/dev/nvme0n1 bs=1M skip=64 count=4 iflag=direct 2>/dev/null | sha256sum | cut -d" " -f1)" = "$sum" ] || exit 20
 porthole audit && [ "$(porthole log | grep -c "DMA refused")" -eq 0 ]
 SECOND

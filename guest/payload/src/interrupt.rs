@@ -69,10 +69,11 @@ pub fn sleep_until(
         // Masked from the look to the WFI, which wakes for a masked interrupt too: none is missed between them.
         reg::irq_disable();
         let late = deadline.is_some_and(|d| reg::counter() >= d);
-        if happened() || late {
+        let happened = happened();
+        if happened || late {
             timer::disarm();
             reg::irq_enable();
-            return !late;
+            return happened;
         }
         let left = deadline.map(|d| d.saturating_sub(reg::counter()));
         let poll = (!messages).then(|| timer::ticks(POLL_MICROS));

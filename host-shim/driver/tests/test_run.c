@@ -68,7 +68,8 @@ TEST(the_timer_wakes_a_sleeping_guest)
 
 	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == 27);
 	took = milliseconds() - start;
-	CHECK(took >= 150 && took < 5000);
+	/* It ends by the alarm if nothing wakes it. */
+	CHECK(took >= 150);
 	vm_expect_end(&vm, PORTHOLE_RUN_SYSTEM_OFF);
 	vm_close(&vm);
 }
@@ -242,7 +243,10 @@ static void on_alarm(int number)
 static void a_signal_interrupts_a_guest(enum routine routine)
 {
 	struct sigaction action = { .sa_handler = on_alarm };
-	struct itimerval timer = { .it_value.tv_usec = 200000 };
+	/* Again and again: one alone may come before the guest runs. */
+	struct itimerval timer = {
+		.it_value.tv_usec = 200000, .it_interval.tv_usec = 200000,
+	}, off = {};
 	struct vm vm = vm_new(1, routine);
 	uint64_t start = milliseconds();
 
@@ -251,6 +255,7 @@ static void a_signal_interrupts_a_guest(enum routine routine)
 	CHECK_FAILS(vm_run(&vm, 0), EINTR);
 	CHECK(vm.run[0]->exit_reason == PORTHOLE_RUN_INTR);
 	CHECK(milliseconds() - start >= 150);
+	setitimer(ITIMER_REAL, &off, NULL);
 	vm_close(&vm);
 }
 

@@ -128,11 +128,19 @@ impl Filter {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
+
+    /// Held by a test that starts programs: one that is just being started has every descriptor of this process for a
+    /// moment, and then a script that was being written cannot be run, and a port that was closed is still in use.
+    pub(crate) fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     #[test]
     fn the_filter_is_installed_and_lets_a_worker_work() {
@@ -149,6 +157,7 @@ mod tests {
 
     /// Runs the test named `test` again in a process of its own, which is to try something; the signal it dies of.
     fn in_a_child(test: &str, what: &str) -> Option<i32> {
+        let _alone = alone();
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])
             .env(CHILD, what)

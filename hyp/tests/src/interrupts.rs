@@ -55,6 +55,14 @@ pub fn init_cpu() {
     GIC.enable_private(reg::cpu_index(), 1);
 }
 
+/// Whether an SGI or PPI waits for this CPU of the host, or is being taken there.
+pub fn pending(cpu: usize, intid: u32) -> bool {
+    // GICR_ISPENDR0, GICR_ISACTIVER0.
+    [0x1_0200, 0x1_0300]
+        .into_iter()
+        .any(|register| GIC.read_redist(cpu, register) & 1 << intid != 0)
+}
+
 /// The handler of these tests again, after another one.
 pub fn restore_handler() {
     exception::on_irq(Some(on_irq));

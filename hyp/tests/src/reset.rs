@@ -32,7 +32,7 @@ const RUNS: usize = 5;
 const SGI_FRAME: u64 = 0x080a_0000 + 0x2_0000 + 0x1_0000;
 const ICENABLER0: u64 = 0x180;
 /// Microseconds after which the reset counts as stuck.
-const PATIENCE: u64 = 60_000_000;
+const PATIENCE: u64 = 300_000_000;
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
 

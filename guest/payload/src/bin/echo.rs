@@ -23,7 +23,7 @@ const SECRET: &[u8; 16] = b"PORTHOLE PRIVATE";
 /// Microseconds between two looks for early input.
 const EARLY_MICROS: u64 = 20_000;
 /// Seconds until a ping's answer is given up.
-const PING_SECONDS: u64 = 20;
+const PING_SECONDS: u64 = 300;
 
 fn main(dtb: u64) -> ! {
     let machine = machine::start(dtb);

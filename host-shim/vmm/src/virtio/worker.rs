@@ -168,7 +168,7 @@ mod tests {
         fn event(&mut self, _: usize) -> Result<(), Fault> {
             self.said.store(WORKING, Ordering::SeqCst);
             let start = Instant::now();
-            while start.elapsed() < Duration::from_secs(20) {
+            while start.elapsed() < Duration::from_secs(300) {
                 if self.shared.halting() {
                     self.said.store(GAVE_UP, Ordering::SeqCst);
                     break;

@@ -39,7 +39,7 @@ fn a62_commands_that_change_while_they_are_read() -> Result<(), Failure> {
     GOOD.store(good, Ordering::Release);
     BAD.store(arena::hyp_page(), Ordering::Release);
     let before = owners()[PageOwner::Hyp as usize];
-    let end = reg::counter() + timer::ticks(60_000_000);
+    let end = reg::counter() + timer::ticks(300_000_000);
     let (mut done, mut refused) = (0, 0);
     while done < 16 || refused < 16 {
         its.put(mapd(1, good, 4));

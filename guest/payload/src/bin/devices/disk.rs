@@ -11,7 +11,7 @@ use virtio_drivers::Error;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 
 /// Seconds until an answer is given up.
-const PATIENCE: u64 = 60;
+const PATIENCE: u64 = 300;
 /// Bytes that are copied on the disk by `check`, from its start to right behind.
 const COPY: usize = 1 << 20;
 /// Bytes of a request while copying.

@@ -15,7 +15,7 @@ const ROUNDS: u64 = 20;
 /// Microseconds to a timer interrupt.
 const MICROS: u64 = 500;
 /// Seconds after which an interrupt counts as lost, whatever the host does meanwhile.
-const LOST_SECONDS: u64 = 30;
+const LOST_SECONDS: u64 = 300;
 /// SGIs from each vCPU to each other one.
 const SGI_ROUNDS: u64 = 50;
 

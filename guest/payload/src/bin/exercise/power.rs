@@ -15,7 +15,7 @@ const OFF: i64 = 1;
 /// An affinity that no machine here has.
 const NOBODY: u64 = 0xff_00ff_ffff;
 /// Seconds for a vCPU to come or go.
-const SECONDS: u64 = 30;
+const SECONDS: u64 = 300;
 
 static SECOND_LIVES: AtomicU64 = AtomicU64::new(0);
 

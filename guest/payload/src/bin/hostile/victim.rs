@@ -38,7 +38,7 @@ pub const CANARY: u64 = 0x4841_4e44_5320_4f46;
 /// Id of the MSI-X capability.
 const MSIX: u8 = 0x11;
 /// Seconds until an answer is given up.
-const PATIENCE: u64 = 20;
+const PATIENCE: u64 = 300;
 
 /// Descriptor flags (VIRTIO 1.2, 2.7.5).
 pub const NEXT: u16 = 1;

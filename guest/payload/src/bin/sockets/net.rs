@@ -24,7 +24,7 @@ const OUR_PORT: u16 = 40000;
 /// Largest datagram that goes into a frame of 1514 bytes.
 const DATA_MAX: usize = 1472;
 /// Seconds until an answer is asked for again.
-const PATIENCE: u64 = 2;
+const PATIENCE: u64 = 20;
 /// How often.
 const TRIES: usize = 30;
 

@@ -27,7 +27,7 @@ const ECHO_PORT: u32 = 5000;
 const CLIENT_PORT: u32 = 1024;
 const HOST_PORT: u32 = 6000;
 /// Seconds until an event is given up.
-const PATIENCE: u64 = 60;
+const PATIENCE: u64 = 300;
 
 type Manager = VsockConnectionManager<BounceHal<VsockPool>, WindowTransport, BUFFER>;
 

@@ -157,6 +157,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::seccomp::tests::alone;
 
     const OPTIONS: PasstOptions<'_> = PasstOptions {
         mtu: 1500,
@@ -174,12 +175,14 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named_with_its_package() {
+        let _alone = alone();
         let error = start_program("/nonexistent/passt", OPTIONS).unwrap_err();
         assert!(error.to_string().contains("package passt"), "{error}");
     }
 
     #[test]
     fn a_program_that_says_no_is_quoted() {
+        let _alone = alone();
         let folder = tempfile::tempdir().unwrap();
         for (text, says) in [
             (
@@ -205,6 +208,7 @@ mod tests {
 
     #[test]
     fn the_program_gets_the_socket_and_goes_with_it() {
+        let _alone = alone();
         let folder = tempfile::tempdir().unwrap();
         let mut socket = start_program(&script(folder.path(), ECHO), OPTIONS).unwrap();
         let mut said = Vec::new();
@@ -235,6 +239,7 @@ mod tests {
 
     #[test]
     fn ports_that_somebody_has_are_named_and_so_are_those_that_the_program_leaves_out() {
+        let _alone = alone();
         let folder = tempfile::tempdir().unwrap();
         let program = script(folder.path(), "echo $* >$0.said; exit 0");
         let held = TcpListener::bind("127.0.0.1:0").unwrap();

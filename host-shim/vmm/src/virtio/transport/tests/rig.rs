@@ -132,7 +132,7 @@ impl Rig {
         let start = Instant::now();
         while self.status() & bit == 0 {
             assert!(
-                start.elapsed() < Duration::from_secs(10),
+                start.elapsed() < Duration::from_secs(300),
                 "no status {bit:#x}"
             );
             std::thread::sleep(Duration::from_millis(1));
