@@ -198,7 +198,6 @@ static long confine(struct pci_dev *pdev, struct porthole_dma_confine *arg)
 			       &arg->refusal);
 	if (ret)
 		goto refused;
-	porthole_pool_serve(&c->pool, &pdev->dev);
 	c->pdev = pci_dev_get(pdev);
 	list_add_tail(&c->link, &confined);
 	__module_get(THIS_MODULE);
@@ -364,7 +363,11 @@ static int device_event(struct notifier_block *block, unsigned long action,
 	mutex_lock(&confined_lock);
 	c = find(data);
 	if (c && action == BUS_NOTIFY_BIND_DRIVER)
-		/* The bus has just configured the device's DMA as ordinary. */
+		/*
+		 * Here, for each driver anew, and nowhere else: the bus has
+		 * just configured the device's DMA, and some kernels (not
+		 * Debian's 6.12) reset the operations whenever a driver goes.
+		 */
 		porthole_pool_serve(&c->pool, data);
 	else if (c && release(c, &refusal))
 		pci_err(c->pdev, "porthole: it is gone and still confined; its region is lost\n");

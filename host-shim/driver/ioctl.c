@@ -10,13 +10,10 @@
 #include <linux/file.h>
 #include <linux/uaccess.h>
 
-/* The longest argument. */
-#define ARG_MAX_SIZE	sizeof(struct porthole_create_vm)
-
 long porthole_ioctl(const struct porthole_ioctl *table, size_t entries,
 		    void *object, unsigned int cmd, unsigned long arg)
 {
-	u64 copy[DIV_ROUND_UP(ARG_MAX_SIZE, sizeof(u64))];
+	u64 copy[DIV_ROUND_UP(PORTHOLE_ARG_MAX, sizeof(u64))];
 	struct porthole_request request = { .object = object, .arg = copy };
 	void __user *user = (void __user *)arg;
 	unsigned int size = _IOC_SIZE(cmd);
@@ -27,9 +24,6 @@ long porthole_ioctl(const struct porthole_ioctl *table, size_t entries,
 		;
 	if (i == entries)
 		return -ENOTTY;
-	if (WARN_ON_ONCE(size > sizeof(copy)))
-		return -EINVAL;
-
 	memset(copy, 0, size);
 	if ((_IOC_DIR(cmd) & _IOC_WRITE) && copy_from_user(copy, user, size))
 		return -EFAULT;

@@ -242,18 +242,18 @@ static long handle_vm_window(struct porthole_request *request)
 }
 
 static const struct porthole_ioctl device_ioctls[] = {
-	{ PORTHOLE_INFO, handle_info },
-	{ PORTHOLE_CREATE_VM, porthole_vm_create },
-	{ PORTHOLE_LIST, handle_list },
-	{ PORTHOLE_AUDIT, handle_audit },
-	{ PORTHOLE_LOG_READ, handle_log_read },
-	{ PORTHOLE_STATS, handle_stats },
-	{ PORTHOLE_PAGE_INFO, handle_page_info },
-	{ PORTHOLE_PAGE_FIND, handle_page_find },
-	{ PORTHOLE_VM_WINDOW, handle_vm_window },
-	{ PORTHOLE_DMA_CONFINE, porthole_dma_confine },
-	{ PORTHOLE_DMA_RELEASE, porthole_dma_release },
-	{ PORTHOLE_DMA_INFO, porthole_dma_info },
+	PORTHOLE_IOCTL(PORTHOLE_INFO, handle_info),
+	PORTHOLE_IOCTL(PORTHOLE_CREATE_VM, porthole_vm_create),
+	PORTHOLE_IOCTL(PORTHOLE_LIST, handle_list),
+	PORTHOLE_IOCTL(PORTHOLE_AUDIT, handle_audit),
+	PORTHOLE_IOCTL(PORTHOLE_LOG_READ, handle_log_read),
+	PORTHOLE_IOCTL(PORTHOLE_STATS, handle_stats),
+	PORTHOLE_IOCTL(PORTHOLE_PAGE_INFO, handle_page_info),
+	PORTHOLE_IOCTL(PORTHOLE_PAGE_FIND, handle_page_find),
+	PORTHOLE_IOCTL(PORTHOLE_VM_WINDOW, handle_vm_window),
+	PORTHOLE_IOCTL(PORTHOLE_DMA_CONFINE, porthole_dma_confine),
+	PORTHOLE_IOCTL(PORTHOLE_DMA_RELEASE, porthole_dma_release),
+	PORTHOLE_IOCTL(PORTHOLE_DMA_INFO, porthole_dma_info),
 };
 
 static long device_ioctl(struct file *file, unsigned int cmd, unsigned long arg)

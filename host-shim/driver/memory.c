@@ -54,7 +54,8 @@ static struct porthole_ram *find_ram(struct porthole_vm *vm, u64 ipa, u64 size)
 		struct porthole_ram *ram = &vm->ram[i];
 		u64 bytes = ram->pages << PAGE_SHIFT;
 
-		if (ipa >= ram->base && ipa - ram->base < bytes &&
+		/* An address below the region wraps. */
+		if (ipa - ram->base < bytes &&
 		    size <= bytes - (ipa - ram->base))
 			return ram;
 	}

@@ -115,7 +115,8 @@ static struct porthole_slot *record(struct porthole_pool *pool, dma_addr_t addr)
 {
 	u64 number = (addr - pool->start) >> SLOT_SHIFT;
 
-	if (WARN_ONCE(addr < pool->start || number >= pool->slots ||
+	/* An address below the region wraps. */
+	if (WARN_ONCE(number >= pool->slots ||
 		      !test_bit(number, pool->used),
 		      "porthole: a driver names DMA address %pad, which is not its own\n",
 		      &addr))
@@ -390,7 +391,7 @@ u64 porthole_pool_used(struct porthole_pool *pool)
 	return (u64)READ_ONCE(pool->busy) << SLOT_SHIFT;
 }
 
-/* From now on the DMA API of a device, which no driver uses yet, is the pool's. */
+/* From now on the DMA API of a device, whose driver is about to be bound, is the pool's. */
 void porthole_pool_serve(struct porthole_pool *pool, struct device *dev)
 {
 	set_dma_ops(dev, &pool->ops);

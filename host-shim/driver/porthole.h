@@ -140,6 +140,11 @@ struct porthole_ioctl {
 	long (*handle)(struct porthole_request *request);
 };
 
+/* Bytes of the longest argument, and an entry of a table whose argument is no longer. */
+#define PORTHOLE_ARG_MAX	sizeof(struct porthole_create_vm)
+#define PORTHOLE_IOCTL(number, handler) \
+	{ (number) + BUILD_BUG_ON_ZERO(_IOC_SIZE(number) > PORTHOLE_ARG_MAX), handler }
+
 long porthole_ioctl(const struct porthole_ioctl *table, size_t entries,
 		    void *object, unsigned int cmd, unsigned long arg);
 int porthole_new_file(struct porthole_request *request, const char *name,

@@ -72,8 +72,6 @@ static int query(struct porthole_vm *vm, struct arm_smccc_1_2_regs *regs)
 	porthole_call_regs(regs);
 	if (regs->a0)
 		return porthole_errno(regs->a0);
-	if (regs->a1 != vm->handle)
-		return -EBADFD;
 	return regs->a2;
 }
 
@@ -413,21 +411,21 @@ static long handle_info(struct porthole_request *request)
 }
 
 static const struct porthole_ioctl vm_ioctls[] = {
-	{ PORTHOLE_VM_LOAD, handle_load },
-	{ PORTHOLE_VM_POPULATE, handle_populate },
-	{ PORTHOLE_VM_FINALIZE, handle_finalize },
-	{ PORTHOLE_VM_CREATE_VCPU, porthole_vcpu_create },
-	{ PORTHOLE_VM_MEASUREMENT, handle_measurement },
-	{ PORTHOLE_VM_INFO, handle_info },
-	{ PORTHOLE_WINDOW_CREATE, porthole_window_create },
-	{ PORTHOLE_WINDOW_MOVE, porthole_window_move },
-	{ PORTHOLE_WINDOW_DESTROY, porthole_window_destroy },
-	{ PORTHOLE_WINDOW_ADD_FUNCTION, porthole_window_add_function },
-	{ PORTHOLE_WINDOW_REMOVE_FUNCTION, porthole_window_remove_function },
-	{ PORTHOLE_WINDOW_INFO, porthole_window_info },
-	{ PORTHOLE_IRQ_LINE, porthole_irq_line },
-	{ PORTHOLE_IRQFD, porthole_irqfd },
-	{ PORTHOLE_IOEVENTFD, porthole_ioeventfd },
+	PORTHOLE_IOCTL(PORTHOLE_VM_LOAD, handle_load),
+	PORTHOLE_IOCTL(PORTHOLE_VM_POPULATE, handle_populate),
+	PORTHOLE_IOCTL(PORTHOLE_VM_FINALIZE, handle_finalize),
+	PORTHOLE_IOCTL(PORTHOLE_VM_CREATE_VCPU, porthole_vcpu_create),
+	PORTHOLE_IOCTL(PORTHOLE_VM_MEASUREMENT, handle_measurement),
+	PORTHOLE_IOCTL(PORTHOLE_VM_INFO, handle_info),
+	PORTHOLE_IOCTL(PORTHOLE_WINDOW_CREATE, porthole_window_create),
+	PORTHOLE_IOCTL(PORTHOLE_WINDOW_MOVE, porthole_window_move),
+	PORTHOLE_IOCTL(PORTHOLE_WINDOW_DESTROY, porthole_window_destroy),
+	PORTHOLE_IOCTL(PORTHOLE_WINDOW_ADD_FUNCTION, porthole_window_add_function),
+	PORTHOLE_IOCTL(PORTHOLE_WINDOW_REMOVE_FUNCTION, porthole_window_remove_function),
+	PORTHOLE_IOCTL(PORTHOLE_WINDOW_INFO, porthole_window_info),
+	PORTHOLE_IOCTL(PORTHOLE_IRQ_LINE, porthole_irq_line),
+	PORTHOLE_IOCTL(PORTHOLE_IRQFD, porthole_irqfd),
+	PORTHOLE_IOCTL(PORTHOLE_IOEVENTFD, porthole_ioeventfd),
 };
 
 static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)

@@ -6,7 +6,8 @@
 # driver_tests OPTIONS...: all of them; afterwards the kernel has complained about a driver's wrong DMA addresses, which
 # a test names on purpose, and nothing else. Then the module goes, a device after it, and both come back.
 driver_tests() {
-    on_host --mem 512M --qemu -device --qemu edu --qemu -device --qemu edu --append init_on_alloc=0 "$@" --batch '
+    local device=edu,dma_mask=0xffffffffffffffff
+    on_host --mem 512M --qemu -device --qemu $device --qemu -device --qemu $device --append init_on_alloc=0 "$@" --batch '
 /lib/porthole/driver_test || exit 1
 dmesg | grep -E "WARNING|BUG|Oops|Unable to handle" | grep -v "WARNING: .*/driver/pool.c:" && exit 2
 edu=$(grep -l 0x11e8 /sys/bus/pci/devices/*/device | head -n 1)

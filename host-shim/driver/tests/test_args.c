@@ -227,6 +227,8 @@ TEST(memory_is_given_inside_ram_and_in_pages_only)
 	struct porthole_populate populate = { .size = 4096, .ipa = RAM_BASE, .reserved = 1 };
 	struct porthole_finalize finalize = { .entry = RAM_BASE, .reserved = 1 };
 	const uint64_t end = RAM_BASE + RAM_SIZE;
+	struct porthole_measurement measurement;
+	struct porthole_vm_info info;
 	struct vm vm = vm_unfinished(1);
 	char *page = page_before_nothing();
 
@@ -258,10 +260,56 @@ TEST(memory_is_given_inside_ram_and_in_pages_only)
 	populate_fails(&vm, ENXIO, RAM_BASE, -4096ULL);
 	populate_fails(&vm, ENXIO, -4096ULL, 4096);
 
+	/* What is asked for and no more, though a block of 2 MiB is free around it. */
+	populate = (struct porthole_populate) { .ipa = RAM_BASE + (4 << 20) + 4096, .size = 8192 };
+	CHECK(ioctl(vm.fd, PORTHOLE_VM_POPULATE, &populate) == 0);
+	CHECK(ioctl(vm.fd, PORTHOLE_VM_INFO, &info) == 0 && info.memory_pages == 2);
 	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_VM_FINALIZE, &finalize), EINVAL);
+	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_VM_MEASUREMENT, &measurement), EBADFD);
 	vm_load(&vm);
 	vm_finalize(&vm, OFF);
 	vm_expect_end(&vm, PORTHOLE_RUN_SYSTEM_OFF);
+	vm_close(&vm);
+}
+
+/* The kernel's free memory in KiB. */
+static long memory_free(void)
+{
+	FILE *file = fopen("/proc/meminfo", "r");
+	char line[128];
+	long free = -1;
+
+	CHECK(file);
+	while (free < 0 && fgets(line, sizeof(line), file))
+		sscanf(line, "MemFree: %ld kB", &free);
+	fclose(file);
+	CHECK(free > 0);
+	return free;
+}
+
+/* Refused so often that what is left behind each time would be 128 MiB of the machine. */
+TEST(what_is_refused_takes_no_memory_along)
+{
+	struct porthole_create_vm large = vm_config(1), small = vm_config(1);
+	struct porthole_window_create window = window_config(RAM_BASE, 4 << 20);
+	struct porthole_load load = { .ipa = RAM_BASE, .size = 2 << 20 };
+	struct vm vm = vm_unfinished(1);
+	long before = memory_free();
+
+	/* A record of 2 MiB; metadata of 32 KiB or more. */
+	large.regions[0].size = 1ULL << PORTHOLE_GUEST_IPA_BITS;
+	small.flags = 1ULL << 63;
+	load.source = (uintptr_t)malloc(load.size);
+	memset((void *)(uintptr_t)load.source, 1, load.size);
+	CHECK(ioctl(vm.fd, PORTHOLE_VM_LOAD, &load) == 0);
+	for (int i = 0; i < 64; i++) {
+		CHECK(ioctl(device, PORTHOLE_CREATE_VM, &large) == -1 && large.refusal);
+		CHECK(ioctl(vm.fd, PORTHOLE_VM_LOAD, &load) == -1 && load.refusal);
+		CHECK(ioctl(vm.fd, PORTHOLE_WINDOW_CREATE, &window) == -1);
+		for (int j = 0; j < 64; j++)
+			CHECK(ioctl(device, PORTHOLE_CREATE_VM, &small) == -1 && small.refusal);
+	}
+	CHECK(before - memory_free() < 64 << 10);
 	vm_close(&vm);
 }
 

@@ -6,6 +6,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/arm-smccc.h>
 #include <linux/dma-map-ops.h>
 #include <linux/dma-mapping.h>
 #include <linux/miscdevice.h>
@@ -29,7 +30,7 @@ module_param(longest, ulong, 0600);
 		} \
 	} while (0)
 
-/* A driver's buffer. */
+/* A driver's buffer, of its probe. */
 #define LENGTH	5000
 static u8 *buffer;
 
@@ -71,7 +72,16 @@ static void vacate(struct device *dev, dma_addr_t addr, size_t size)
 
 static int copies(struct device *dev)
 {
-	dma_addr_t addr = map(dev, 1, LENGTH, DMA_BIDIRECTIONAL);
+	dma_addr_t addr, rooms[64];
+	unsigned int i, count = min(bytes / 2048, ARRAY_SIZE(rooms));
+
+	/* Every place has been one of its own. */
+	for (i = 0; i < count; i++)
+		rooms[i] = occupy(dev, 2048);
+	EXPECT(count && rooms[count - 1] != DMA_MAPPING_ERROR);
+	while (i--)
+		vacate(dev, rooms[i], 2048);
+	addr = map(dev, 1, LENGTH, DMA_BIDIRECTIONAL);
 
 	EXPECT(!dma_mapping_error(dev, addr) && inside(addr, LENGTH));
 	EXPECT(all(seen(addr), 1, LENGTH));
@@ -110,6 +120,19 @@ static int copies(struct device *dev)
 	dma_unmap_single_attrs(dev, addr, LENGTH, DMA_BIDIRECTIONAL,
 			       DMA_ATTR_SKIP_CPU_SYNC);
 	EXPECT(all(buffer + 10, 6, LENGTH - 10));
+	/* Where the room begins before the mapping does. */
+	dma_set_min_align_mask(dev, PAGE_SIZE - 1);
+	memset(buffer, 1, LENGTH);
+	addr = dma_map_single(dev, buffer + 100, 3000, DMA_BIDIRECTIONAL);
+	EXPECT(all(seen(addr), 1, 3000));
+	memset(seen(addr), 2, 3000);
+	dma_sync_single_range_for_cpu(dev, addr, 1000, 500, DMA_FROM_DEVICE);
+	EXPECT(all(buffer, 1, 1100) && all(buffer + 1100, 2, 500));
+	EXPECT(all(buffer + 1600, 1, LENGTH - 1600));
+	dma_unmap_single(dev, addr, 3000, DMA_BIDIRECTIONAL);
+	EXPECT(all(buffer, 1, 100) && all(buffer + 100, 2, 3000));
+	dma_set_min_align_mask(dev, 0);
+	memset(buffer, 6, LENGTH);
 	addr = occupy(dev, bytes);
 	memset(seen(addr), 9, bytes);
 	vacate(dev, addr, bytes);
@@ -151,6 +174,7 @@ static int lists(struct device *dev)
 
 static int room(struct device *dev)
 {
+	struct scatterlist list[2];
 	dma_addr_t addr, other;
 	size_t size;
 
@@ -172,6 +196,16 @@ static int room(struct device *dev)
 			vacate(dev, other, size);
 	}
 	vacate(dev, addr, LENGTH);
+	/* A list that finds room for a part only takes none. */
+	addr = occupy(dev, bytes - 4096);
+	sg_init_table(list, 2);
+	sg_set_buf(&list[0], buffer, 100);
+	sg_set_buf(&list[1], buffer + 200, 3000);
+	EXPECT(!dma_map_sg(dev, list, 2, DMA_TO_DEVICE));
+	other = occupy(dev, 4096);
+	EXPECT(other != DMA_MAPPING_ERROR);
+	vacate(dev, other, 4096);
+	vacate(dev, addr, bytes - 4096);
 	/* Some devices read meaning into the low bits of addresses (NVMe). */
 	dma_set_min_align_mask(dev, PAGE_SIZE - 1);
 	for (size = 1; size < 4096; size = size * 2 + 1) {
@@ -192,6 +226,7 @@ static int coherent(struct device *dev)
 {
 	dma_addr_t addr = occupy(dev, bytes), other;
 	u64 mask = *dev->dma_mask;
+	unsigned int i;
 	struct sg_table table;
 	struct page *page;
 	u8 *memory;
@@ -201,6 +236,13 @@ static int coherent(struct device *dev)
 	memory = dma_alloc_coherent(dev, LENGTH, &addr, GFP_KERNEL);
 	EXPECT(memory && memory == seen(addr) && inside(addr, 8192));
 	EXPECT(IS_ALIGNED(addr, 8192) && all(memory, 0, 8192));
+	/* Whole pages are the driver's: the rest has room for mappings, they have none. */
+	for (i = 0; occupy(dev, 2048) != DMA_MAPPING_ERROR; i++)
+		;
+	EXPECT(i == (bytes - 8192) / 2048);
+	for (other = region; other < region + bytes; other += 2048)
+		if (other < addr || other >= addr + 8192)
+			vacate(dev, other, 2048);
 	page = dma_alloc_pages(dev, PAGE_SIZE, &other, DMA_BIDIRECTIONAL, GFP_KERNEL);
 	EXPECT(page && page_address(page) == seen(other));
 	EXPECT(other + PAGE_SIZE <= addr || other >= addr + 8192);
@@ -214,9 +256,11 @@ static int coherent(struct device *dev)
 	dma_free_coherent(dev, LENGTH, memory, addr);
 	/* All of it is never kept: a mapping would have no room. */
 	EXPECT(!dma_alloc_coherent(dev, bytes, &addr, GFP_KERNEL | __GFP_NOWARN));
-	memory = dma_alloc_coherent(dev, bytes / 2, &addr, GFP_KERNEL);
-	EXPECT(memory);
-	dma_free_coherent(dev, bytes / 2, memory, addr);
+	for (i = 0; i < 8; i++) {
+		memory = dma_alloc_coherent(dev, bytes / 2, &addr, GFP_KERNEL);
+		EXPECT(memory && IS_ALIGNED(addr, bytes / 2));
+		dma_free_coherent(dev, bytes / 2, memory, addr);
+	}
 
 	/* Addresses that the device does not have. */
 	EXPECT(dma_set_mask(dev, DMA_BIT_MASK(fls64(region) - 1)) == -EIO);
@@ -277,6 +321,14 @@ static int plain(struct device *dev)
 	return 0;
 }
 
+/* What an earlier driver found out about the device is still so. */
+static int kept(struct device *dev)
+{
+	EXPECT(dev->coherent_dma_mask == DMA_BIT_MASK(64));
+	EXPECT(*dev->dma_mask == DMA_BIT_MASK(64));
+	return 0;
+}
+
 /* A driver that asks for nothing before it maps. */
 static int syncs(struct device *dev)
 {
@@ -296,6 +348,65 @@ static int leave(struct device *dev)
 	dma_addr_t addr;
 
 	EXPECT(dma_alloc_coherent(dev, 8192, &addr, GFP_KERNEL));
+	return 0;
+}
+
+/* DMA operations of somebody else's, which stay when the driver goes. */
+static const struct dma_map_ops foreign_ops;
+
+static int foreign(struct device *dev)
+{
+	set_dma_ops(dev, &foreign_ops);
+	return 0;
+}
+
+static int reset(struct device *dev)
+{
+	set_dma_ops(dev, NULL);
+	return 0;
+}
+
+/* An earlier kernel that confined the device: to this page, which nobody gives back. The number is porthole_abi.h's. */
+#define DMA_CONFINE	0xC6000160
+static void *earlier_page;
+
+static int earlier(struct device *dev)
+{
+	struct arm_smccc_res result;
+
+	if (!earlier_page)
+		earlier_page = (void *)get_zeroed_page(GFP_KERNEL);
+	EXPECT(earlier_page);
+	arm_smccc_1_1_hvc(DMA_CONFINE, pci_dev_id(to_pci_dev(dev)),
+			  virt_to_phys(earlier_page), 1, &result);
+	EXPECT(!result.a0);
+	return 0;
+}
+
+/* Registers of edu (QEMU, docs/specs/edu.rst), and its buffer. */
+#define EDU_SOURCE	0x80
+#define EDU_TARGET	0x88
+#define EDU_COUNT	0x90
+#define EDU_COMMAND	0x98
+#define EDU_START	1
+#define EDU_BUFFER	0x40000
+
+/* A device that reads right behind its region. */
+static int fault(struct device *dev)
+{
+	struct pci_dev *pdev = to_pci_dev(dev);
+	void __iomem *registers;
+
+	EXPECT(!pcim_enable_device(pdev));
+	pci_set_master(pdev);
+	registers = pcim_iomap(pdev, 0, 0);
+	EXPECT(registers);
+	writeq(region + bytes, registers + EDU_SOURCE);
+	writeq(EDU_BUFFER, registers + EDU_TARGET);
+	writeq(8, registers + EDU_COUNT);
+	writeq(EDU_START, registers + EDU_COMMAND);
+	while (readq(registers + EDU_COMMAND) & EDU_START)
+		cond_resched();
 	return 0;
 }
 
@@ -339,12 +450,17 @@ static const struct {
 	{ "copies", copies }, { "lists", lists }, { "room", room },
 	{ "coherent", coherent }, { "strangers", strangers }, { "plain", plain },
 	{ "syncs", syncs }, { "leave", leave }, { "show", show },
+	{ "kept", kept }, { "foreign", foreign }, { "reset", reset },
+	{ "earlier", earlier }, { "fault", fault },
 };
 
 static int test_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	unsigned int i;
 
+	buffer = (u8 *)devm_get_free_pages(&pdev->dev, GFP_KERNEL, 1);
+	if (!buffer)
+		return -ENOMEM;
 	for (i = 0; i < ARRAY_SIZE(steps); i++)
 		if (sysfs_streq(step, steps[i].name))
 			return steps[i].run(&pdev->dev);
@@ -359,7 +475,8 @@ static void test_remove(struct pci_dev *pdev)
 		shown = NULL;
 	}
 	/* What kernels with arch_teardown_dma_ops do when a driver goes. */
-	set_dma_ops(&pdev->dev, NULL);
+	if (!sysfs_streq(step, "foreign"))
+		set_dma_ops(&pdev->dev, NULL);
 }
 
 /* No ids: a device is bound by its driver_override. */
@@ -369,27 +486,7 @@ static struct pci_driver test_driver = {
 	.remove = test_remove,
 };
 
-static int __init test_init(void)
-{
-	int ret;
-
-	buffer = kmalloc(8192, GFP_KERNEL);
-	if (!buffer)
-		return -ENOMEM;
-	ret = pci_register_driver(&test_driver);
-	if (ret)
-		kfree(buffer);
-	return ret;
-}
-
-static void __exit test_exit(void)
-{
-	pci_unregister_driver(&test_driver);
-	kfree(buffer);
-}
-
-module_init(test_init);
-module_exit(test_exit);
+module_pci_driver(test_driver);
 
 MODULE_DESCRIPTION("Tests of the DMA API of a device that Porthole confines");
 MODULE_LICENSE("GPL");
