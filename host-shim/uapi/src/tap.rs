@@ -123,15 +123,6 @@ impl Tap {
         request.flags = if attach { ATTACH_QUEUE } else { DETACH_QUEUE };
         ioctl::plain(&self.file, &TUNSETQUEUE, &mut request)
     }
-
-    /// The same queue again.
-    ///
-    /// # Errors
-    /// No more descriptors.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        let file = self.file.try_clone()?;
-        Ok(Self { file })
-    }
 }
 
 impl AsFd for Tap {

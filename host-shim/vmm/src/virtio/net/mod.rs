@@ -30,7 +30,7 @@ use self::pair::Pair;
 pub use self::passt::Forward;
 use self::passt::{PasstError, PasstOptions};
 use self::stream::{Stream, StreamBackend, StreamError};
-use self::tap::{Steering, TapBackend, TapError};
+use self::tap::{Steering, TapBackend, TapError, TapQueues};
 use super::queue::DeviceQueue;
 use super::shared::Shared;
 use super::{BufferNeed, Handler, VirtioDevice, feature, read_bytes};
@@ -136,7 +136,10 @@ impl Net {
     /// Over the TAP interface `name`; with `create` it need not exist.
     pub fn tap(name: &str, create: bool, options: NetOptions) -> Result<Self, NetError> {
         let pairs = options.queues.unwrap_or(1);
-        let opened = tap::open(name, pairs, create)?;
+        Self::over_tap(tap::open(name, pairs, create)?, options)
+    }
+
+    fn over_tap(opened: TapQueues, options: NetOptions) -> Result<Self, NetError> {
         let uso = if opened.uso { USO } else { 0 };
         let steering = Steering::new(opened.taps);
         let carrier = Carrier::Tap(Arc::new(steering));
@@ -210,19 +213,14 @@ impl Net {
         })
     }
 
-    fn backend(
-        &self,
-        index: u16,
-        features: u64,
-        shared: &Arc<Shared>,
-    ) -> io::Result<Box<dyn Backend>> {
-        Ok(match &self.carrier {
+    fn backend(&self, index: u16, features: u64, shared: &Arc<Shared>) -> Box<dyn Backend> {
+        match &self.carrier {
             Carrier::Tap(steering) => Box::new(TapBackend::new(
                 steering.clone(),
                 index.into(),
                 features & GUEST_LONG != 0,
                 self.mtu,
-            )?),
+            )),
             Carrier::Stream(stream) => {
                 let (up, shared) = (self.up.clone(), shared.clone());
                 let on_link = move |is_up| {
@@ -231,7 +229,7 @@ impl Net {
                 };
                 Box::new(StreamBackend::new(stream.clone(), Box::new(on_link)))
             }
-        })
+        }
     }
 }
 
@@ -336,7 +334,7 @@ impl VirtioDevice for Net {
                 steering.watched(index.into())?;
             }
             if !mine.is_empty() {
-                let backend = self.backend(index, features, shared)?;
+                let backend = self.backend(index, features, shared);
                 let control = control.take();
                 let pair = Pair::new(mine, index, backend, control, features, shared);
                 handlers.push(Box::new(pair));

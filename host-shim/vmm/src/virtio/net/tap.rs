@@ -1,8 +1,9 @@
 //! TAP interfaces as the carrier of frames: opening them with errors that help, and one queue at work.
 //! Frames go from the guest's memory to the kernel and back without a copy of ours; the kernel cuts and checks them.
 
+use std::fmt::Debug;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -76,11 +77,47 @@ pub enum TapError {
     },
 }
 
+/// What is asked of one queue of an interface: the kernel's, or a test's. None of it blocks.
+pub trait TapQueue: Debug + Send + Sync {
+    /// Readable when there is a frame.
+    fn fd(&self) -> RawFd;
+    /// The next frame into `room`, behind its header: bytes read. The kernel cuts off what does not fit.
+    fn read(&self, room: &[Slice<'_>]) -> io::Result<usize>;
+    /// One frame to the interface: bytes written.
+    fn write(&self, header: &Header, frame: &[Slice<'_>]) -> io::Result<usize>;
+    /// As [`Tap::attach`].
+    fn attach(&self, attach: bool) -> io::Result<()>;
+    /// As [`Tap::set_offload`].
+    fn set_offload(&self, offload: Offload) -> io::Result<()>;
+}
+
+impl TapQueue for Tap {
+    fn fd(&self) -> RawFd {
+        self.as_raw_fd()
+    }
+
+    fn read(&self, room: &[Slice<'_>]) -> io::Result<usize> {
+        read_vectored(self, &mut [], room)
+    }
+
+    fn write(&self, header: &Header, frame: &[Slice<'_>]) -> io::Result<usize> {
+        write_vectored(self, &header.0, frame)
+    }
+
+    fn attach(&self, attach: bool) -> io::Result<()> {
+        self.attach(attach)
+    }
+
+    fn set_offload(&self, offload: Offload) -> io::Result<()> {
+        self.set_offload(offload)
+    }
+}
+
 /// An interface's queues, open.
 #[derive(Debug)]
 pub struct TapQueues {
     /// One for each pair.
-    pub taps: Vec<Tap>,
+    pub taps: Vec<Arc<dyn TapQueue>>,
     /// The kernel can cut UDP.
     pub uso: bool,
 }
@@ -99,32 +136,34 @@ pub fn open(name: &str, queues: u16, create: bool) -> Result<TapQueues, TapError
         _ => {}
     }
     let taps = (0..queues)
-        .map(|_| Tap::open(name, several, HEADER_SIZE as u8))
+        .map(|_| -> Result<Arc<dyn TapQueue>, _> {
+            Ok(Arc::new(Tap::open(name, several, HEADER_SIZE as u8)?))
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| explain(name, queues, e))?;
-    let offloads = |uso| Offload {
-        checksum: true,
-        uso,
-        ..Offload::default()
-    };
-    // Older kernels refuse what they do not know. Nothing is asked for until a driver says what it can take.
-    let first = &taps[0];
-    let uso = first.set_offload(offloads(true)).is_ok();
-    let other = |step| {
-        move |source| TapError::Other {
-            name: name.to_owned(),
-            step,
-            source,
-        }
-    };
-    first
-        .set_offload(Offload::default())
-        .map_err(other("TUNSETOFFLOAD"))?;
+    let uso = cuts_udp(&*taps[0]).map_err(|source| TapError::Other {
+        name: name.to_owned(),
+        step: "TUNSETOFFLOAD",
+        source,
+    })?;
     if let Err(e) = bring_up(name) {
         // Whoever prepared it for this user switches it on, too.
         tracing::info!("cannot switch {name} on: {e}");
     }
     Ok(TapQueues { taps, uso })
+}
+
+/// Whether the kernel can cut UDP: older ones refuse what they do not know. Afterwards nothing is asked for, until a driver
+/// says what it can take.
+fn cuts_udp(first: &dyn TapQueue) -> io::Result<bool> {
+    let wish = Offload {
+        checksum: true,
+        uso: true,
+        ..Offload::default()
+    };
+    let uso = first.set_offload(wish).is_ok();
+    first.set_offload(Offload::default())?;
+    Ok(uso)
 }
 
 pub(super) fn explain(name: &str, queues: u16, error: OpenError) -> TapError {
@@ -145,7 +184,7 @@ pub(super) fn explain(name: &str, queues: u16, error: OpenError) -> TapError {
 /// Which queues of an interface take part in its traffic: the kernel spreads frames over those that do.
 #[derive(Debug)]
 pub struct Steering {
-    taps: Vec<Tap>,
+    taps: Vec<Arc<dyn TapQueue>>,
     state: Mutex<State>,
 }
 
@@ -164,7 +203,7 @@ struct QueueState {
 
 impl Steering {
     /// All queues are attached, as they were opened.
-    pub fn new(taps: Vec<Tap>) -> Self {
+    pub fn new(taps: Vec<Arc<dyn TapQueue>>) -> Self {
         let fresh = QueueState {
             attached: true,
             watched: false,
@@ -222,16 +261,11 @@ impl Steering {
     pub fn set_offload(&self, offload: Offload) -> io::Result<()> {
         self.taps[0].set_offload(offload)
     }
-
-    /// A queue once more, for its worker.
-    pub fn queue(&self, index: usize) -> io::Result<Tap> {
-        self.taps[index].try_clone()
-    }
 }
 
 /// One queue at work.
 pub struct TapBackend {
-    tap: Tap,
+    tap: Arc<dyn TapQueue>,
     index: usize,
     steering: Arc<Steering>,
     /// Bytes that a frame from the kernel may have.
@@ -242,20 +276,15 @@ pub struct TapBackend {
 
 impl TapBackend {
     /// `long`: the guest takes frames that are still to be cut.
-    pub fn new(
-        steering: Arc<Steering>,
-        index: usize,
-        long: bool,
-        mtu: Option<u16>,
-    ) -> io::Result<Self> {
+    pub fn new(steering: Arc<Steering>, index: usize, long: bool, mtu: Option<u16>) -> Self {
         let frame = usize::from(mtu.unwrap_or(USUAL_MTU)) + AROUND;
-        Ok(Self {
-            tap: steering.queue(index)?,
+        Self {
+            tap: steering.taps[index].clone(),
             index,
             steering,
             longest: if long { LONG_FRAME } else { frame },
             readable: true,
-        })
+        }
     }
 
     /// `EBADFD` says that the queue is detached; any event after attaching says more.
@@ -266,7 +295,7 @@ impl TapBackend {
 
 impl Backend for TapBackend {
     fn sources(&self) -> Vec<Source> {
-        vec![Source::edges(self.tap.as_raw_fd(), EventSet::IN)]
+        vec![Source::edges(self.tap.fd(), EventSet::IN)]
     }
 
     fn watched(&mut self) -> io::Result<()> {
@@ -280,7 +309,7 @@ impl Backend for TapBackend {
 
     fn send(&mut self, header: &Header, frame: &[Slice<'_>]) -> io::Result<Sent> {
         // What the kernel does not take (a malformed header, no memory, the interface is off) is lost, as on a wire.
-        Ok(match write_vectored(&self.tap, &header.0, frame) {
+        Ok(match self.tap.write(header, frame) {
             Ok(_) => Sent::Done,
             Err(_) => Sent::Dropped,
         })
@@ -297,7 +326,7 @@ impl Backend for TapBackend {
     fn receive(&mut self, room: &[Slice<'_>]) -> io::Result<Received> {
         let room = &room[..room.len().min(VECTORS_MAX)];
         let bytes: usize = room.iter().map(|part| part.len()).sum();
-        match read_vectored(&self.tap, &mut [], room) {
+        match self.tap.read(room) {
             Ok(count) if count < HEADER_SIZE => Ok(Received::Dropped),
             // The kernel cuts off what does not fit, and does not say so.
             Ok(count) if count == bytes && bytes < HEADER_SIZE + self.longest => {
@@ -313,3 +342,6 @@ impl Backend for TapBackend {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

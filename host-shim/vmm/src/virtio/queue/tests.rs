@@ -32,7 +32,7 @@ pub(crate) fn memories() -> (GuestMemoryMmap, Arc<WindowMemory>) {
 /// Chains in a flood.
 const FLOOD: u16 = 8192;
 
-/// The driver's side of a queue: table, available and used ring, each in a page of its own.
+/// The driver's side of a queue: table, available and used ring, each in pages of its own.
 pub(crate) struct Driver<'a> {
     pub(crate) memory: &'a GuestMemoryMmap,
     base: u64,
@@ -48,6 +48,14 @@ impl<'a> Driver<'a> {
             size,
             posted: std::cell::Cell::new(0),
         }
+    }
+
+    fn available(&self) -> u64 {
+        self.base + (16 * u64::from(self.size)).max(0x1000)
+    }
+
+    fn used_ring(&self) -> u64 {
+        self.available() + 0x1000
     }
 
     /// Starts anew, with rings that are zero again.
@@ -76,7 +84,7 @@ impl<'a> Driver<'a> {
     /// Makes the chain from `head` available.
     pub(crate) fn post_head(&self, head: u16) {
         let posted = self.posted.get();
-        let ring = self.base + 0x1000;
+        let ring = self.available();
         let slot = ring + 4 + 2 * u64::from(posted % self.size);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
         self.posted.set(posted.wrapping_add(1));
@@ -87,18 +95,18 @@ impl<'a> Driver<'a> {
     /// Chains given back so far.
     pub(crate) fn used(&self) -> u16 {
         self.memory
-            .read_obj(GuestAddress(self.base + 0x2002))
+            .read_obj(GuestAddress(self.used_ring() + 2))
             .unwrap()
     }
 
     /// Calls `serve` while another thread makes the first chain of the table available again and again, as fast as
     /// it comes back. No call may take more than `turn` chains.
     pub(crate) fn flood(&self, turn: u16, mut serve: impl FnMut()) {
-        let (available, heads) = (self.base + 0x1002, vec![0; 2 * usize::from(self.size)]);
+        let (available, heads) = (self.available() + 2, vec![0; 2 * usize::from(self.size)]);
         self.memory
             .write_slice(&heads, GuestAddress(available + 2))
             .unwrap();
-        let (memory, used, size) = (self.memory, self.base + 0x2002, self.size);
+        let (memory, used, size) = (self.memory, self.used_ring() + 2, self.size);
         std::thread::scope(|threads| {
             threads.spawn(move || {
                 loop {
@@ -124,7 +132,7 @@ impl<'a> Driver<'a> {
     /// Bytes written to the chain that was given back last.
     pub(crate) fn used_len(&self) -> u32 {
         let slot = u64::from(self.used().wrapping_sub(1) % self.size);
-        let at = GuestAddress(self.base + 0x2004 + 8 * slot + 4);
+        let at = GuestAddress(self.used_ring() + 4 + 8 * slot + 4);
         self.memory.read_obj(at).unwrap()
     }
 
@@ -137,8 +145,8 @@ impl<'a> Driver<'a> {
     ) -> DeviceQueue {
         let mut queue = Queue::new(self.size).unwrap();
         queue.set_desc_table_address(Some(self.base as u32), Some(0));
-        queue.set_avail_ring_address(Some(self.base as u32 + 0x1000), Some(0));
-        queue.set_used_ring_address(Some(self.base as u32 + 0x2000), Some(0));
+        queue.set_avail_ring_address(Some(self.available() as u32), Some(0));
+        queue.set_used_ring_address(Some(self.used_ring() as u32), Some(0));
         queue.set_ready(true);
         check_rings(&memory, index, &queue).unwrap();
         let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();

@@ -304,3 +304,35 @@ fn a_driver_that_never_stops_sending_keeps_no_thread() {
     driver.post(&[(TX_BUFFER, HEADER_SIZE as u32, 0)]);
     driver.flood(TURN as u16, || port.doorbell(TRANSMIT).unwrap());
 }
+
+#[test]
+fn after_many_packets_for_the_guest_the_thread_looks_for_its_end() {
+    with_device(|device, path| {
+        let server = server(path);
+        let (memory, window) = memories();
+        let shared = shared();
+        let receive = Driver::new(&memory, BASE, 2 * TURN as u16);
+        let transmit = Driver::new(&memory, BASE + 0x1_0000, 16);
+        let queues = [(RECEIVE, &receive), (TRANSMIT, &transmit)]
+            .map(|(index, driver)| driver.device(index, window.clone(), shared.clone()));
+        let mut port = device.start(0, queues.into(), &shared).unwrap().remove(0);
+        memory
+            .write_slice(header(Op::Request, 0).as_bytes(), GuestAddress(TX_BUFFER))
+            .unwrap();
+        transmit.post(&[(TX_BUFFER, HEADER_SIZE as u32, 0)]);
+        port.doorbell(TRANSMIT).unwrap();
+        let (mut host, _) = server.accept().unwrap();
+        // The response, and a packet for each byte.
+        let packets = TURN + 5;
+        host.write_all(&vec![0; packets - 1]).unwrap();
+        let writable = VRING_DESC_F_WRITE as u16;
+        receive.post(&[(RX_BUFFER, HEADER_SIZE as u32 + 1, writable)]);
+        (1..packets).for_each(|_| receive.post_head(0));
+        port.event(0).unwrap();
+        assert_eq!(usize::from(receive.used()), TURN);
+        let doorbell = port.queues()[0].doorbell();
+        assert_eq!(doorbell.read().unwrap(), 1, "it comes back by itself");
+        port.doorbell(RECEIVE).unwrap();
+        assert_eq!(usize::from(receive.used()), packets);
+    });
+}
