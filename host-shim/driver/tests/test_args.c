@@ -337,6 +337,7 @@ TEST(interrupt_lines_and_eventfds_are_checked_whole)
 	struct vm vm = vm_unfinished(1);
 
 	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_IRQ_LINE, &line), EINVAL);
+	CHECK(line.refusal);
 	line.level = 0;
 	line.reserved = 1;
 	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_IRQ_LINE, &line), EINVAL);

@@ -215,6 +215,8 @@ TEST(a_second_vcpu_is_switched_on_and_off)
 	vm_expect_end(&vm, PORTHOLE_RUN_SYSTEM_OFF);
 	pthread_join(thread, NULL);
 	CHECK(second.seen == 0x321);
+	/* While it was off it slept. */
+	CHECK(vm.run[1]->exits[PORTHOLE_EXIT_CPU_OFF] == 3);
 	vm_close(&vm);
 }
 
@@ -272,4 +274,28 @@ TEST(a_signal_interrupts_a_sleeping_guest)
 TEST(a_signal_interrupts_a_guest_that_is_lost)
 {
 	a_signal_interrupts_a_guest(LOST);
+}
+
+TEST(a_guest_that_was_woken_sleeps_again)
+{
+	struct porthole_irqfd irqfd = { .fd = eventfd(0, 0), .intid = TEST_SPI };
+	struct sigaction action = { .sa_handler = on_alarm };
+	struct itimerval timer = {
+		.it_value.tv_usec = 200000, .it_interval.tv_usec = 200000,
+	}, off = {};
+	struct vm vm = vm_new(1, PINGS);
+	const uint64_t one = 1;
+
+	CHECK(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd) == 0);
+	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == 0);
+	CHECK(write(irqfd.fd, &one, sizeof(one)) == sizeof(one));
+	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == TEST_SPI);
+	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == 0);
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	CHECK_FAILS(vm_run(&vm, 0), EINTR);
+	setitimer(ITIMER_REAL, &off, NULL);
+	/* A wait for the interrupt, one for the edge's other half, one until the signal. */
+	CHECK(vm.run[0]->exits[PORTHOLE_EXIT_WFI] <= 4);
+	vm_close(&vm);
 }
