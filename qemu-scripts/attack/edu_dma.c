@@ -145,6 +145,8 @@ static void fetch(uint64_t address)
 	/* What the device has from before is not taken for what it read. */
 	fill(0xedededededededed);
 	dma(page_address, BUFFER, 0);
+	/* Nor is this page, which may be the one that is asked for. */
+	fill(0);
 	dma(address, BUFFER, 0);
 	dma(BUFFER, page_address, TO_MEMORY);
 	for (i = 1; i < PAGE / 8; i++)

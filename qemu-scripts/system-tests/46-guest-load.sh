@@ -11,7 +11,11 @@ echo 300 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout || fail "no pati
 parameter() { sed -n "s/.*$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 seconds=$(parameter load_seconds) theirs=$(parameter peer_sum)
 ifconfig eth0 192.168.77.2 up || fail "no network device"
-ping -c 3 192.168.77.1 >/dev/null || fail "no way to the host"
+tries=0
+until ping -c 1 192.168.77.1 >/dev/null; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 50 ] || fail "no way to the host"
+done
 disk=$(virtio_of virtio_blk)
 random_file /tmp/noise 4 && head -c 65536 /tmp/noise >/tmp/piece
 exec 3<>/dev/hvc0 && stty raw -echo <&3 || fail "no console"
