@@ -2,7 +2,7 @@
 /*
  * sockcat: joins standard input and output to a TCP, vsock or Unix stream, for guests and hosts that have busybox
  * only. It sends all of its input, half-closes, and receives until the other side does the same; status 0 only if
- * both directions ended well.
+ * both directions ended well. What was sent has left this machine then, which may be switched off next.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -12,11 +12,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-/* Wants sys/socket.h before it. */
+/* Want sys/socket.h before them. */
+#include <linux/sockios.h>
 #include <linux/vm_sockets.h>
 
 static const char usage[] =
@@ -127,6 +129,9 @@ static void ask_for_port(int s, unsigned int port)
 	}
 }
 
+/* 30 seconds, in hundredths: it acknowledges the last end only if it is still there. */
+enum { PATIENCE = 3000 };
+
 struct half {
 	int from, to;
 	size_t have, done;
@@ -171,6 +176,18 @@ static void move(struct half *h, int to_socket)
 		h->have = 0;
 }
 
+/* Waits until the other side has acknowledged all that was sent, and the end of it, or has done nothing for PATIENCE. */
+static void linger(int s)
+{
+	int left, before = -1, still = 0;
+
+	while (still < PATIENCE && !ioctl(s, SIOCOUTQ, &left) && left > 0) {
+		still = left == before ? still + 1 : 0;
+		before = left;
+		usleep(10000);
+	}
+}
+
 static void join(int s)
 {
 	static struct half out = { .from = 0 }, in = { .to = 1 };
@@ -197,6 +214,7 @@ static void join(int s)
 			if (fds[i].revents)
 				move(halves[i], i == 0);
 	}
+	linger(s);
 }
 
 int main(int argc, char **argv)
