@@ -366,17 +366,71 @@ TEST(interrupt_lines_and_eventfds_are_checked_whole)
 	vm_close(&vm);
 }
 
+/* The kernel's number of an eventfd: the lowest that none has. */
+static int number_of(int eventfd)
+{
+	char path[64], line[64];
+	int number = -1;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", eventfd);
+	file = fopen(path, "r");
+	CHECK(file);
+	while (number < 0 && fgets(line, sizeof(line), file))
+		sscanf(line, "eventfd-id: %d", &number);
+	fclose(file);
+	CHECK(number >= 0);
+	return number;
+}
+
 TEST(a_closed_eventfd_is_forgotten)
 {
+	struct porthole_ioeventfd io = { .width = 3 };
 	struct porthole_irqfd irqfd = { .intid = TEST_SPI };
 	struct vm vm = vm_unfinished(1);
+	int first = -1, last = -1, number;
 
-	for (int i = 0; i < 1000; i++) {
-		irqfd.fd = eventfd(0, 0);
-		CHECK(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd) == 0);
+	/* One that was refused is at once. */
+	for (int i = 0; i < 3; i++) {
+		irqfd.fd = io.fd = eventfd(0, 0);
+		number = number_of(irqfd.fd);
+		CHECK(first < 0 || number == first);
+		first = number;
+		irqfd.flags = PORTHOLE_IRQFD_DEASSIGN;
+		CHECK_FAILS(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd), ENOENT);
+		io.flags = PORTHOLE_IOEVENTFD_DEASSIGN;
+		io.width = 4;
+		CHECK_FAILS(ioctl(vm.fd, PORTHOLE_IOEVENTFD, &io), ENOENT);
 		close(irqfd.fd);
 	}
+	/* One in use is when a worker of the kernel's has been there. */
+	irqfd.flags = 0;
+	for (int i = 0; i < 20000; i++) {
+		irqfd.fd = eventfd(0, 0);
+		number = number_of(irqfd.fd);
+		CHECK(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd) == 0);
+		close(irqfd.fd);
+		if (number <= last)
+			break;
+		last = number;
+	}
+	CHECK(number <= last);
 	vm_close(&vm);
+}
+
+TEST(an_eventfd_outlives_its_vm)
+{
+	struct porthole_irqfd irqfd = { .fd = eventfd(0, EFD_NONBLOCK), .intid = TEST_SPI };
+	struct vm vm = vm_unfinished(1);
+	uint64_t count = 1;
+
+	CHECK(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd) == 0);
+	CHECK(write(irqfd.fd, &count, sizeof(count)) == sizeof(count));
+	CHECK_FAILS(read(irqfd.fd, &count, sizeof(count)), EAGAIN);
+	vm_close(&vm);
+	/* Nobody else reads it any more. */
+	CHECK(write(irqfd.fd, &count, sizeof(count)) == sizeof(count));
+	CHECK(read(irqfd.fd, &count, sizeof(count)) == sizeof(count) && count == 1);
 }
 
 TEST(writes_that_no_guest_makes_are_not_waited_for)
@@ -399,10 +453,10 @@ TEST(writes_that_no_guest_makes_are_not_waited_for)
 	IO(EINVAL, io.reserved = 1);
 	IO(EINVAL, io.flags |= 4);
 	IO(EINVAL, io.width = 3);
-	IO(EINVAL, io.width = 16);
+	IO(EINVAL, io.width = 16; io.flags = 0; io.datamatch = 0);
 	IO(EINVAL, io.ipa += 2);
 	IO(EINVAL, io.flags = 0);
-	IO(EINVAL, io.width = 0);
+	IO(EINVAL, io.width = 0; io.datamatch = 0);
 	IO(EINVAL, io.datamatch = 1ULL << 32);
 	IO(EBADF, io.fd = -1);
 	IO(EINVAL, io.fd = device);
@@ -426,9 +480,11 @@ TEST(writes_that_no_guest_makes_are_not_waited_for)
 	IO(ENOENT, io.flags = PORTHOLE_IOEVENTFD_DEASSIGN; io.datamatch = 0);
 	CHECK(ioctl(vm.fd, PORTHOLE_IOEVENTFD, &good) == 0);
 	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_IOEVENTFD, &good), ENOENT);
-	/* There is an end to them, and five are there. */
 	good.flags = PORTHOLE_IOEVENTFD_DATAMATCH;
-	for (int i = 5; i < 256; i++)
+	IO(0, io.datamatch = 0);
+	IO(ENOENT, io.flags = PORTHOLE_IOEVENTFD_DEASSIGN; io.datamatch = 0);
+	/* There is an end to them, and six are there. */
+	for (int i = 6; i < 256; i++)
 		IO(0, io.datamatch = i);
 	IO(ENOSPC, io.datamatch = 256);
 	vm_close(&vm);

@@ -106,6 +106,18 @@ TEST(an_irqfd_wakes_a_sleeping_guest)
 	vm_close(&vm);
 }
 
+TEST(what_an_eventfd_held_before_reaches_the_guest)
+{
+	struct porthole_irqfd irqfd = { .fd = eventfd(1, 0), .intid = TEST_SPI };
+	struct vm vm = vm_new(1, INTERRUPT);
+
+	vm_expect_write(&vm, 0, CONSOLE, 8);
+	CHECK(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd) == 0);
+	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == TEST_SPI);
+	vm_expect_end(&vm, PORTHOLE_RUN_SYSTEM_OFF);
+	vm_close(&vm);
+}
+
 #define PING_COUNT 2000
 
 /* Answers each byte in a pipe with a write to an eventfd, after some moments. */
@@ -170,9 +182,12 @@ TEST(ioeventfds_take_the_writes_that_match)
 		.ipa = CONSOLE + 0x20, .width = 4, .datamatch = 2,
 		.flags = PORTHOLE_IOEVENTFD_DATAMATCH, .fd = eventfd(0, EFD_NONBLOCK),
 	};
+	/* The guest writes two bytes there. */
+	struct porthole_ioeventfd wide = { .ipa = CONSOLE + 0x30, .width = 4, .fd = io.fd };
 	struct vm vm = vm_new(1, KICKS);
 	uint64_t count;
 
+	CHECK(ioctl(vm.fd, PORTHOLE_IOEVENTFD, &wide) == 0);
 	CHECK(ioctl(vm.fd, PORTHOLE_IOEVENTFD, &io) == 0);
 	CHECK_FAILS(ioctl(vm.fd, PORTHOLE_IOEVENTFD, &io), EEXIST);
 	io.ipa++;
@@ -284,12 +299,14 @@ TEST(a_guest_that_was_woken_sleeps_again)
 		.it_value.tv_usec = 200000, .it_interval.tv_usec = 200000,
 	}, off = {};
 	struct vm vm = vm_new(1, PINGS);
-	const uint64_t one = 1;
+	pthread_t thread;
 
 	CHECK(ioctl(vm.fd, PORTHOLE_IRQFD, &irqfd) == 0);
 	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == 0);
-	CHECK(write(irqfd.fd, &one, sizeof(one)) == sizeof(one));
+	/* It sleeps when the interrupt comes, as a rule. */
+	pthread_create(&thread, NULL, signal_eventfd_later, (void *)(intptr_t)irqfd.fd);
 	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == TEST_SPI);
+	pthread_join(thread, NULL);
 	CHECK(vm_expect_write(&vm, 0, CONSOLE, 8) == 0);
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &timer, NULL);
