@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# --net user: a protected Linux guest whose network are connections of Debian's passt, an ordinary process. DHCP, TCP
-# with checksums in both directions and begun by both sides, and what happens when passt cannot start or dies.
+# --net user: a protected Linux guest whose network are connections of Debian's passt, an ordinary process. DHCP, names,
+# TCP and UDP with checksums in both directions and begun by both sides, and what happens when passt cannot start or dies.
 # shellcheck disable=SC2016 # the shells of host and guest expand what stands in single quotes
 
 # In the guest: an address by DHCP, then what the test asks for.
@@ -10,6 +10,7 @@ cat >/tmp/dhcp <<SCRIPT
 [ "\$1" = bound ] || exit 0
 ifconfig "\$interface" "\$ip" netmask "\$subnet"
 route add default gw "\$router"
+for server in \$dns; do echo "nameserver \$server"; done >/etc/resolv.conf
 echo "guest: has \$ip of \$subnet, router \$router, mtu \$(cat /sys/class/net/\$interface/mtu)"
 SCRIPT
 chmod +x /tmp/dhcp
@@ -52,9 +53,16 @@ tunctl -t up0 >/dev/null && ip addr add 10.0.2.15/24 dev up0 && ip addr add 10.0
     ip link set lo up && ip route add default via 10.0.2.2 || exit 95
 '
 
-st_linux_guest_user_network_carries_tcp_both_ways() {
+# Datagrams are of all lengths up to the guest's MTU, and each is sent until it was answered (guest/linux/tools/dgram.c).
+# The name server listens on the host; the guest hears of it by DHCP.
+st_linux_guest_user_network_carries_tcp_and_udp_both_ways() {
     local out
     out=$(with_passt "$UPLINK"'
+dgram echo 5001 &
+echoes=$!
+dgram names 53 &
+names=$!
+echo nameserver 10.0.3.1 >/etc/resolv.conf
 dd if=/dev/urandom of=/tmp/peer bs=1M count=$MIB 2>/dev/null
 sockcat tcp-listen 5000 </tmp/peer >/tmp/got &
 listener=$!
@@ -64,6 +72,7 @@ private=$!
 # Begun by the host, once the guest listens.
 (wait_for "guest: listens" $NAME.log
  ps -o user,comm | grep " passt" | sort -u
+ echo "host: its guest answered $(dgram ask 127.0.0.1 2223 100 65492)"
  tries=0
  until sockcat tcp 127.0.0.1 2222 </tmp/peer >/tmp/got2; do
      tries=$((tries + 1))
@@ -76,8 +85,21 @@ random_file /tmp/noise $MIB
 echo "guest: sent $(sum_of /tmp/noise)"
 talk tcp 10.0.3.1 5000 /tmp/back || fail "tcp to the host"
 echo "guest: received $(sum_of /tmp/back)"
+echo "guest: its host answered $(dgram ask 10.0.3.1 5001 100 65492)"
+for name in a.test porthole.test; do
+    tries=0
+    until nslookup $name 2>&1 | tee /tmp/names | grep -o "203\.0\.113\..*" >/tmp/address; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 100 ] || fail "no name: $(cat /tmp/names)"
+        sleep 0.2
+    done
+    echo "guest: $name has $(cat /tmp/address)"
+done
+dgram echo 53 &
+echoes=$!
 echo "guest: listens"
 talk tcp-listen 22 /tmp/back2 || fail "tcp from the host"
+kill $echoes
 echo "guest: forwarded $(sum_of /tmp/back2)"
 timeout 5 sockcat tcp 10.0.2.2 5009 </dev/null >/dev/null 2>&1 && fail "the gateway leads to the host"
 pools
@@ -91,6 +113,7 @@ for sums in "$(said sent) $(sum_of /tmp/got)" "$(said received) $(sum_of /tmp/pe
     "$(said forwarded) $(sum_of /tmp/peer)" "$(said sent) $(sum_of /tmp/got2)"; do
     [ -n "${sums% *}" ] && [ "${sums% *}" = "${sums#* }" ] || { echo "sums differ: $sums"; exit 3; }
 done
+kill $echoes $names || exit 6
 kill $private || { echo "the guest reached a port of the host at its gateway"; exit 4; }
 gone() { ! pidof "$1"; }
 wait_until gone passt || exit 5
@@ -98,6 +121,10 @@ nothing_lost') || { printf '%s\n' "$out" >&2; return 1; }
     printf '%s\n' "$out"
     expect "$out" '^guest: has 10.0.2.15 of 255.255.255.0, router 10.0.2.2, mtu 65520'
     expect "$out" '^nobody +passt'
+    expect "$out" '^guest: its host answered 100 datagrams, [0-9]+ bytes'
+    expect "$out" '^host: its guest answered 100 datagrams, [0-9]+ bytes'
+    expect "$out" '^guest: a.test has 203[.]0[.]113[.]1([^0-9]|$)'
+    expect "$out" '^guest: porthole.test has 203[.]0[.]113[.]8([^0-9]|$)'
     ! grep -E 'needs reset|does not answer' <<<"$out"
 }
 
