@@ -44,7 +44,7 @@ with_linux_guest() {
     shift
     # What is sent and what comes back lie in a tmpfs, which may have half of the memory.
     [ "$mib" -le 16 ] || mem=512M
-    on_host --smp 2 --mem 3G --initrd "$PORTHOLE_OUT/initramfs-guest.cpio" "$@" \
+    ST_SECONDS=$((HANG_SECONDS + 50 * mib)) on_host --smp 2 --mem 3G --initrd "$PORTHOLE_OUT/initramfs-guest.cpio" "$@" \
         --batch "MIB=$mib GUEST_MEM=$mem
 $WITH_LINUX_GUEST$command"
 }
