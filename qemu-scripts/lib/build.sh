@@ -75,6 +75,16 @@ build_vmm() {
     "$STRIP" -o "$out/porthole" "$elf"
 }
 
+# build_liar: release/lying-vmm, for tests: the VMM with devices that break the rules. No part of the product.
+build_liar() {
+    local elf out="$PORTHOLE_OUT/release"
+    say "building the VMM that lies"
+    elf=$(cargo_linux build --quiet -p porthole-liar --bin lying-vmm --release \
+        --message-format=json-render-diagnostics) || die "porthole-liar does not build (see above)"
+    elf=$(grep -o '"executable":"[^"]*"' <<<"$elf" | cut -d'"' -f4)
+    "$STRIP" -o "$out/lying-vmm" "$elf"
+}
+
 # build_module SOURCE-DIRECTORY: release/NAME.ko for every module of the folder, built out of the tree.
 build_module() {
     local source=$1 work log module

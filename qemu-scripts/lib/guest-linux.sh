@@ -144,7 +144,7 @@ make_guest_initramfs() {
     cp "$BUSYBOX" "$root/bin/busybox"
     ln -s busybox "$root/bin/sh"
     cp "$GUEST_LINUX/initramfs/init" "$root/init"
-    cp "$GUEST_LINUX"/initramfs/{guestlib.sh,demo} "$root/lib/"
+    cp "$GUEST_LINUX"/initramfs/{guestlib.sh,demo,lies} "$root/lib/"
     cp "$PORTHOLE_OUT"/release/guest/* "$root/usr/bin/"
     chmod -R u+rwX,go+rX "$root"
     chmod +x "$root/init"

@@ -54,6 +54,7 @@ tier_system() {
     case "$(system_tests | grep -E -- "${ST_ONLY:-.}")" in
         *st_linux_guest* | *st_demo*)
             check guest_tools_build build_guest_tools
+            check lying_vmm_builds build_liar
             say "kernels for guests, if the cache has none: some minutes"
             check guest_kernels_build "$PORTHOLE_ROOT/qemu-scripts/setup.sh" --guest
             load_guest || true

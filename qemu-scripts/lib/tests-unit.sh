@@ -3,7 +3,7 @@
 # Everything here works without QEMU.
 
 # Packages that build and test on the build machine; every other one of the workspace is for bare-metal arm64.
-HOST_PACKAGES=(porthole-abi porthole-core porthole-bounce porthole-uapi porthole-vmm porthole-fuzz)
+HOST_PACKAGES=(porthole-abi porthole-core porthole-bounce porthole-uapi porthole-vmm porthole-fuzz porthole-liar)
 # Those of the bare-metal ones whose tests run on the build machine all the same.
 TESTED_PACKAGES=("${HOST_PACKAGES[@]}" porthole-dev porthole-mem)
 
@@ -100,7 +100,7 @@ files_are_short() {
 scripts_are_clean() {
     shellcheck -x -P . .ci/run qemu-scripts/*.sh qemu-scripts/lib/*.sh qemu-scripts/system-tests/*.sh
     shellcheck -s dash -e SC1091 qemu-scripts/initramfs/{init,porthole-demo,guestlib.sh} \
-        guest/linux/initramfs/{init,guestlib.sh,demo}
+        guest/linux/initramfs/{init,guestlib.sh,demo,lies}
 }
 
 driver_builds_without_warnings() {

@@ -107,6 +107,13 @@ impl DeviceQueue {
         self.queue.size()
     }
 
+    /// Where its descriptor table, available ring and used ring are. A device needs none of them; tests with devices that
+    /// break the rules do.
+    pub fn rings(&self) -> [u64; 3] {
+        let queue = &self.queue;
+        [queue.desc_table(), queue.avail_ring(), queue.used_ring()]
+    }
+
     /// What the driver's notifications signal.
     pub fn doorbell(&self) -> &EventFd {
         &self.doorbell
