@@ -36,11 +36,4 @@ nothing_lost' || status=$?
     return "$status"
 }
 
-st_linux_guest_takes_no_disk_for_what_it_is_not() { lies about_disks about_geometry that_break_disks; }
-x_entropy() { lies about_entropy; }
-x_consoles() { lies about_consoles; }
-x_windows() { lies about_windows; }
-x_net() { lies about_networks; }
-x_vsock() { lies about_sockets; }
-st_linux_guest_is_not_harmed_by_lying_devices() { lies about_entropy about_consoles about_windows; }
-st_linux_guest_is_not_harmed_by_lying_networks() { lies about_networks about_sockets; }
+st_linux_guest_takes_no_disk_for_what_it_is_not() { lies disks geometry; }
