@@ -277,7 +277,10 @@ struct porthole_finalize {
 	__u32 reserved;
 };
 
-/* PORTHOLE_VM_CREATE_VCPU: returns a vCPU file. Before FINALIZE only. */
+/*
+ * PORTHOLE_VM_CREATE_VCPU: returns a vCPU file. Before FINALIZE only. The vCPU is
+ * made before its file: without room for one (EMFILE, ENFILE) the VM is of no use.
+ */
 struct porthole_create_vcpu {
 	__u32 index;		/* 0 to vcpus - 1, each once */
 	__s32 refusal;		/* out */
