@@ -264,6 +264,42 @@ wait $one || exit 3
 nothing_lost'
 }
 
+# The entropy device never answers: its source is a FIFO into which nobody writes. A driver that goes leaves nothing of the
+# request in the window. Nor would what it gave be credited: the host is not trusted.
+st_linux_guest_leaves_no_request_to_an_entropy_device_that_is_silent() {
+    with_linux_guest '
+mkfifo /tmp/silence
+guest Image "pools
+name=\$(virtio_of virtio_rng)
+used=\$(pool_value \$name used)
+[ \"\$used\" -gt 0 ] || fail \"no request in the window\"
+for round in 1 2 3; do
+    echo \$name >/sys/bus/pci/drivers/virtio-pci/unbind
+    [ ! -e \$POOLS/\$name ] || fail \"round \$round: the window stays\"
+    dmesg | grep \"is lost\" && fail \"round \$round: slots in use\"
+    echo \$name >/sys/bus/pci/drivers/virtio-pci/bind
+    [ \"\$(pool_value \$name used)\" -eq \$used ] || fail \"round \$round: \$(pool_value \$name used) slots, not \$used\"
+done
+quality=\$(cat /sys/class/misc/hw_random/rng_quality)
+[ \"\$quality\" -eq 0 ] || fail \"what it gives would be credited with \$quality\"
+echo \"guest: silence ok\"" --rng=src=/tmp/silence || exit 1
+grep -q "guest: silence ok" $NAME.log || exit 2
+nothing_lost'
+}
+
+# A request of many small segments takes a slot for each: more than the window has, unless the driver knows.
+st_linux_guest_reads_into_more_pieces_than_the_window_has_slots() {
+    with_linux_guest '
+for window in 128K 512K; do
+    zcat /lib/porthole/disk.gz >/tmp/disk
+    dd if=/dev/urandom of=/tmp/disk bs=512 count=254 conv=notrunc 2>/dev/null
+    guest Image "ioload pieces /dev/vda 512 254 >/tmp/got || fail read
+echo \"guest: pieces \$(sum_of /tmp/got)\"" --disk /tmp/disk,window=$window || exit 1
+    [ "$(said pieces)" = "$(head -c 130048 /tmp/disk | sha256sum | cut -d" " -f1)" ] || exit 2
+done
+nothing_lost'
+}
+
 # Consoles with the numbers of the proposal changed on both sides.
 st_linux_guest_follows_other_numbers() {
     with_linux_guest '

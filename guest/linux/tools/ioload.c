@@ -7,12 +7,14 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* Wants sys/ioctl.h before it. */
@@ -21,12 +23,14 @@
 static const char usage[] =
 	"usage: ioload read|write DEVICE BYTES COUNT random|seq\n"
 	"                                        COUNT requests of BYTES each, O_DIRECT\n"
+	"       ioload pieces DEVICE BYTES COUNT one read of COUNT pieces of BYTES each, O_DIRECT, every piece into a page of\n"
+	"                                        its own; what was read goes to standard output\n"
 	"       ioload send ADDRESS|- PORT MIB   a stream, until the other side has all of it; - takes one connection\n"
 	"       ioload take ADDRESS|- PORT       its other side\n"
 	"       ioload ping ADDRESS|- PORT COUNT one byte there and back, COUNT times\n"
 	"       ioload pong ADDRESS|- PORT       its other side\n";
 
-enum { CHUNK = 65536, MIB = 1 << 20 };
+enum { CHUNK = 65536, MIB = 1 << 20, PAGE = 4096 };
 
 static void die(const char *what)
 {
@@ -89,6 +93,37 @@ static void disk(const char *path, int writes, unsigned long bytes, unsigned lon
 			die(path);
 	}
 	free(buffer);
+	close(fd);
+}
+
+/* One read into pieces of memory that lie apart, so that no two of them make one segment. */
+static void read_in_pieces(const char *path, unsigned long bytes, unsigned long count)
+{
+	struct iovec pieces[IOV_MAX];
+	char *memory;
+	unsigned long i;
+	int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+
+	if (fd < 0)
+		die(path);
+	if (!bytes || bytes > PAGE / 2 || !count || count > IOV_MAX) {
+		fprintf(stderr, "ioload: no more than %d pieces of %d bytes\n", IOV_MAX, PAGE / 2);
+		exit(2);
+	}
+	errno = posix_memalign((void **)&memory, PAGE, count * PAGE);
+	if (errno)
+		die("memory");
+	for (i = 0; i < count; i++)
+		pieces[i] = (struct iovec){ .iov_base = memory + i * PAGE, .iov_len = bytes };
+	errno = 0;
+	if (preadv(fd, pieces, (int)count, 0) != (ssize_t)(bytes * count))
+		die(path);
+	for (i = 0; i < count; i++)
+		if (fwrite(pieces[i].iov_base, bytes, 1, stdout) != 1)
+			die("standard output");
+	if (fflush(stdout))
+		die("standard output");
+	free(memory);
 	close(fd);
 }
 
@@ -177,6 +212,8 @@ int main(int argc, char **argv)
 
 	if (argc == 6 && (!strcmp(what, "read") || !strcmp(what, "write")))
 		disk(argv[2], what[0] == 'w', number(argv[3]), number(argv[4]), !strcmp(argv[5], "random"));
+	else if (argc == 5 && !strcmp(what, "pieces"))
+		read_in_pieces(argv[2], number(argv[3]), number(argv[4]));
 	else if (argc == 5 && !strcmp(what, "send"))
 		send_stream(tcp(argv[2], port_of(argv[3])), number(argv[4]));
 	else if (argc == 4 && !strcmp(what, "take"))
