@@ -6,6 +6,7 @@
 # Words on the host. guest KIND COMMAND OPTIONS...: a guest of that kind (Image or Image.stock) runs COMMAND, with its
 # console in $NAME.log and in the end, so that it breaks no line of the guest, what porthole said; the status is the command's, or 99 if the guest did not come so far or porthole's status is not
 # $WANT_VMM.
+# Memory is not cleared when the guest's kernel allocates it, as it is by default: what a driver shows of it must be seen.
 WITH_LINUX_GUEST='. /lib/porthole/guestlib.sh
 insmod /lib/porthole/porthole_peek.ko || exit 91
 boot=$(owner_totals)
@@ -17,7 +18,7 @@ guest() {
     shift 2
     (cd $NAME.add && find . -mindepth 1 | cpio -o -H newc 2>/dev/null) | cat /lib/porthole/guest.cpio - >$NAME.cpio
     porthole run --kernel /lib/porthole/$kind --initrd $NAME.cpio --mem $GUEST_MEM \
-        --cmdline "console=ttyS0 loglevel=${LOGLEVEL:-5} $APPEND" "$@" </dev/null >$NAME.log 2>$NAME.said
+        --cmdline "console=ttyS0 init_on_alloc=0 loglevel=${LOGLEVEL:-5} $APPEND" "$@" </dev/null >$NAME.log 2>$NAME.said
     vmm=$?
     cat $NAME.said >>$NAME.log
     cat $NAME.log
