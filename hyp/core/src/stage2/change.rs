@@ -125,8 +125,11 @@ impl Stage2 {
     }
 
     /// Empties the root for good: nothing is mapped any more and no TLB knows otherwise. The tables' pages are
-    /// left to whoever owns them.
+    /// left to whoever owns them, so a second time it does nothing: they may be anybody's by then.
     pub fn clear<M: Memory + Tlb + Dma>(&mut self, machine: &M) {
+        if !self.live {
+            return;
+        }
         for number in 0..self.geometry.root_entries() {
             let ipa = Ipa::new(number << Level::L1.shift());
             let entry = self.descend(machine, ipa, Level::L1);

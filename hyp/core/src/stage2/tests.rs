@@ -249,3 +249,13 @@ fn clear_leaves_nothing() {
     bench.machine.assert_sound();
     assert!(bench.machine.walk(Vmid::HOST, Ipa::new(2 * GIB)).is_none());
 }
+
+#[test]
+fn what_was_cleared_is_not_written_again() {
+    let mut bench = Bench::new(None);
+    bench.tables.clear(&bench.machine);
+    let root = PhysAddr::new(bench.tables.regime().vttbr & 0xffff_ffff_f000);
+    bench.machine.poke(root, 0, 0x5ec2e7);
+    bench.tables.clear(&bench.machine);
+    assert_eq!(bench.machine.read_word(root, 0), 0x5ec2e7);
+}

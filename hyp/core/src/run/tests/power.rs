@@ -1,8 +1,9 @@
 //! PSCI of a guest, and what the host may do when.
 
-use porthole_abi::{Error, ExitKind, VmState};
+use porthole_abi::{Error, ExitKind, PAGE_SIZE, VmState};
 
 use super::*;
+use crate::hw::Memory;
 use crate::smccc::*;
 use crate::testing::Meanwhile;
 
@@ -297,6 +298,27 @@ fn goes_down_clean(function: u32) {
         machine.cpu.script().relayed.last(),
         Some(&(function, [0; 3]))
     );
+}
+
+#[test]
+fn a82_a_reset_writes_nothing_to_pages_that_a_dead_guest_gave_back() {
+    let mut host = Host::new();
+    let config = host.config(VmPlan::default());
+    let vm = host.create(&config).unwrap();
+    host.call(HostFunction::VmTeardown, &[vm]).unwrap();
+    let metadata = [vm, config.meta_pa, config.meta_pages];
+    host.call(HostFunction::VmReclaim, &metadata).unwrap();
+    // Not destroyed: its slot is in use. Its root is another's page now.
+    let pages: Vec<_> = (0..config.meta_pages)
+        .map(|n| crate::addr::PhysAddr::new(config.meta_pa + n * PAGE_SIZE))
+        .collect();
+    for page in &pages {
+        (0..512).for_each(|word| host.machine().poke(*page, word, 0x5ec2e7));
+    }
+    host.smc(PSCI_SYSTEM_RESET, &[]);
+    for page in &pages {
+        assert!((0..512).all(|word| host.machine().read_word(*page, word) == 0x5ec2e7));
+    }
 }
 
 #[test]
