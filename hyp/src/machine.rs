@@ -15,12 +15,16 @@ use porthole_mem::{CacheMaintenance, PageBox, Ram};
 
 use crate::fault::stop;
 
-/// Data caches of the machine.
+/// Caches of the machine.
 pub struct Caches;
 
 impl CacheMaintenance for Caches {
     fn clean_invalidate(&self, start: PhysAddr, bytes: u64) {
         cache::clean_invalidate(start, bytes);
+    }
+
+    fn invalidate_instructions(&self) {
+        cache::invalidate_instructions();
     }
 }
 
@@ -82,6 +86,10 @@ impl Memory for Hardware {
 
     fn read_page(&self, page: PhysAddr, show: &mut dyn FnMut(&[u8])) {
         self.ram.read_page(page, show);
+    }
+
+    fn forget_instructions(&self) {
+        self.ram.forget_instructions();
     }
 
     fn copy_from_host(&self, from: PhysAddr, to: &mut [u8]) {

@@ -143,6 +143,8 @@ impl GuestMemory {
         mut reserve: Reserve,
     ) {
         let pages = pages.into_pages();
+        // The host may have executed what was there before.
+        machine.forget_instructions();
         self.stage2.map(
             machine,
             ipa,

@@ -42,6 +42,10 @@ pub trait Memory {
     /// so that what is shown is what a guest with caches off will read.
     fn read_page(&self, page: PhysAddr, show: &mut dyn FnMut(&[u8]));
 
+    /// What CPUs hold as instructions of pages that were scrubbed or shown before is gone everywhere, where it would not be
+    /// so by itself (CTR_EL0.DIC).
+    fn forget_instructions(&self);
+
     /// Copies `to.len()` bytes out of host RAM, once; the host may be writing them meanwhile.
     /// `from` is 8-byte aligned and the bytes lie in one page.
     fn copy_from_host(&self, from: PhysAddr, to: &mut [u8]);

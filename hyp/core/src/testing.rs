@@ -20,6 +20,8 @@ pub use host::{Host, VmPlan};
 pub use tlb::Access;
 use tlb::FakeTlb;
 
+use porthole_abi::PAGE_SIZE;
+
 use crate::addr::{Ipa, PhysAddr, PhysPages};
 use crate::hw::{Memory, Tlb, Vmid};
 use crate::stage2::Regime;
@@ -51,6 +53,8 @@ pub struct FakeState {
 pub struct FakeMachine {
     state: Mutex<FakeState>,
     flushes: AtomicUsize,
+    /// Pages of which some CPU may hold instructions that are no longer there.
+    instructions: Mutex<BTreeSet<u64>>,
     /// The CPU side, for scripts.
     pub cpu: FakeCpu,
     /// The interrupt controller.
@@ -132,6 +136,12 @@ impl FakeMachine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn instructions(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.instructions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// TLB maintenance operations so far.
     pub fn flushes(&self) -> usize {
         self.flushes.load(Ordering::Relaxed)
@@ -161,6 +171,12 @@ impl FakeMachine {
         let mut cache = core::mem::take(&mut state.tlb);
         let access = tlb::access(&state, &mut cache, vttbr, vtcr, ipa.raw());
         state.tlb = cache;
+        let code = access.filter(|access| access.execute && vmid != Vmid::HOST);
+        if let Some(page) = code.map(|access| access.pa & !(PAGE_SIZE - 1))
+            && self.instructions().contains(&page)
+        {
+            state.violation(format!("{page:#x} may be executed as it was before"));
+        }
         access
     }
 
@@ -281,16 +297,22 @@ impl Memory for FakeMachine {
             state.violation(format!("scrub of {page}, which the GIC uses"));
         }
         state.check_private(page.raw(), "scrub of");
+        self.instructions().insert(page.raw());
         state.pages.remove(&page.raw());
     }
 
     fn read_page(&self, page: PhysAddr, show: &mut dyn FnMut(&[u8])) {
         let mut state = self.state();
         state.check_private(page.raw(), "reading of");
+        self.instructions().insert(page.raw());
         let words: Vec<u64> = (0..WORDS).map(|i| state.word(page.raw(), i)).collect();
         drop(state);
         let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
         show(&bytes);
+    }
+
+    fn forget_instructions(&self) {
+        self.instructions().clear();
     }
 
     fn copy_from_host(&self, from: PhysAddr, to: &mut [u8]) {

@@ -16,10 +16,13 @@ const WORDS: usize = PAGE_SIZE as usize / 8;
 /// Orders of the pool: blocks up to 2^31 bytes.
 const ORDERS: usize = 32;
 
-/// Data cache maintenance, which `arch` provides.
+/// Cache maintenance, which `arch` provides.
 pub trait CacheMaintenance: Send + Sync {
-    /// Cleans and invalidates to the point of coherency.
+    /// Cleans and invalidates data to the point of coherency.
     fn clean_invalidate(&self, start: PhysAddr, bytes: u64);
+
+    /// Invalidates instructions everywhere, unless what is written to memory does so.
+    fn invalidate_instructions(&self);
 }
 
 /// All RAM, and the pool of pages for the hypervisor's own tables.
@@ -93,6 +96,10 @@ impl<C: CacheMaintenance> Memory for Ram<C> {
         });
     }
 
+    fn forget_instructions(&self) {
+        self.cache.invalidate_instructions();
+    }
+
     fn copy_from_host(&self, from: PhysAddr, to: &mut [u8]) {
         let words = Self::words(from);
         let mut index = (from.raw() % PAGE_SIZE / 8) as usize;
@@ -142,6 +149,8 @@ mod tests {
 
     impl CacheMaintenance for NoCache {
         fn clean_invalidate(&self, _: PhysAddr, _: u64) {}
+
+        fn invalidate_instructions(&self) {}
     }
 
     /// RAM of the test process: eight pages and their addresses.
