@@ -61,6 +61,8 @@ runtime_probe_start:
     probe runtime_probe_dc_zva, dc zva, x0
     probe runtime_probe_ic_ivau, ic ivau, x0
     probe runtime_probe_ldtr, ldtr x0, [x0]
+    probe runtime_probe_defined, mrs x0, S3_1_C11_C0_2
+    probe runtime_probe_ramindex, sys #0, c15, c4, #0, x0
     .global runtime_probe_exec
 runtime_probe_exec:
     stp     x29, x30, [sp, #-16]!
@@ -140,6 +142,14 @@ probe!(
 probe!(
     /// Unprivileged load.
     read_unprivileged, "runtime_probe_ldtr"
+);
+probe!(
+    /// Reads a register that Arm leaves to implementations: L2CTLR_EL1 on Cortex-A72. The arguments are ignored.
+    implementation_register, "runtime_probe_defined"
+);
+probe!(
+    /// An instruction that Arm leaves to implementations: RAMINDEX on Cortex-A72. The second argument is ignored.
+    implementation_instruction, "runtime_probe_ramindex"
 );
 probe!(
     /// Branches there; what stands there must return through x30.

@@ -17,7 +17,9 @@ mod hcr {
     pub const SWIO: u64 = 1 << 1;
     pub const TID3: u64 = 1 << 18;
     pub const TSC: u64 = 1 << 19;
+    pub const TIDCP: u64 = 1 << 20;
     pub const RW: u64 = 1 << 31;
+    pub const E2H: u64 = 1 << 34;
     pub const APK: u64 = 1 << 40;
     pub const API: u64 = 1 << 41;
     pub const ENSCXT: u64 = 1 << 53;
@@ -88,12 +90,17 @@ pub fn missing_feature() -> Option<&'static str> {
     if field(idregs::ID_AA64MMFR0, 0) < 2 {
         return Some("40-bit physical addresses");
     }
+    if HCR_EL2.get() & hcr::E2H != 0 {
+        return Some("HCR_EL2.E2H clear (FEAT_E2H0)");
+    }
     None
 }
 
-/// HCR_EL2 while the host runs on this CPU.
+/// HCR_EL2 while the host runs on this CPU. TIDCP: what an implementation defines for EL1 is out of stage 2's reach;
+/// Cortex-A72's RAMINDEX reads lines of the caches, whosever they are.
 pub fn hcr() -> u64 {
-    let mut value = hcr::VM | hcr::SWIO | hcr::TSC | hcr::RW | hcr::APK | hcr::API | hcr::ENSCXT;
+    let mut value =
+        hcr::VM | hcr::SWIO | hcr::TSC | hcr::TIDCP | hcr::RW | hcr::APK | hcr::API | hcr::ENSCXT;
     if field(idregs::ID_AA64PFR1, 8) >= 2 {
         value |= hcr::ATA;
     }
@@ -174,6 +181,16 @@ pub fn prepare() {
             write_sysreg!("S3_4_C1_C1_6", 0); // HFGITR_EL2
             write_sysreg!("S3_4_C3_C1_4", 0); // HDFGRTR_EL2
             write_sysreg!("S3_4_C3_C1_5", 0); // HDFGWTR_EL2
+        }
+        if field(idregs::ID_AA64MMFR0, 56) >= 2 {
+            write_sysreg!("S3_4_C3_C1_0", 0); // HDFGRTR2_EL2
+            write_sysreg!("S3_4_C3_C1_1", 0); // HDFGWTR2_EL2
+            write_sysreg!("S3_4_C3_C1_2", 0); // HFGRTR2_EL2
+            write_sysreg!("S3_4_C3_C1_3", 0); // HFGWTR2_EL2
+            write_sysreg!("S3_4_C3_C1_7", 0); // HFGITR2_EL2
+        }
+        if field(idregs::ID_AA64DFR0, 52) != 0 {
+            write_sysreg!("S2_4_C9_C0_0", 0); // BRBCR_EL2: no record of EL2's branches
         }
     }
     SCTLR_EL1.set(SCTLR_RESET);

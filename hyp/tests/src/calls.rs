@@ -26,6 +26,7 @@ tests![
     a42_guest_calls_host_functions,
     a42_guest_unknown_calls_and_immediates,
     a42_discovery_calls,
+    a42_what_implementations_define,
     a43_smc_not_on_the_list,
     a43_smc_of_guest,
     a43_smc_from_el0,
@@ -108,6 +109,21 @@ fn a42_hvc_from_el0() -> Result<(), Failure> {
         u64::from(HostFunction::Features.id()),
     );
     check!(matches!(r, Err(f) if f.class() == 0));
+    Ok(())
+}
+
+/// Such instructions know nothing of stage 2: Cortex-A72's RAMINDEX reads lines of the caches, whosever they are.
+fn a42_what_implementations_define() -> Result<(), Failure> {
+    for attempt in [
+        probe::implementation_register,
+        probe::implementation_instruction,
+    ] {
+        let r = attempt(0, 0);
+        if !matches!(r, Err(f) if f.class() == 0) {
+            porthole_runtime::println!("  {r:x?}");
+        }
+        check!(matches!(r, Err(f) if f.class() == 0));
+    }
     Ok(())
 }
 
