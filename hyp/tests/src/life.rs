@@ -1,13 +1,15 @@
-//! a05, a06, a09: reclaim, failures in the middle, metadata, handles.
+//! a05, a06, a09, a81: reclaim, failures in the middle, metadata, handles, what runs out.
 
-use porthole_abi::{DONATE_PAGES_MAX, Error, HostFunction, PAGE_SIZE, PageOwner, StatKind};
+use porthole_abi::{
+    DONATE_PAGES_MAX, Error, HostFunction, PAGE_SIZE, PageOwner, StatKind, VMS_MAX,
+};
 use porthole_runtime::probe;
 
 use crate::harness::Failure;
-use crate::hyp::{call, owner, owners, stat};
+use crate::hyp::{audit, call, owner, owners, stat};
 use crate::puppet::insn;
 use crate::ranges::{IPA, refused};
-use crate::vm::{self, RAM, Vm};
+use crate::vm::{self, APERTURE, META, RAM, Vm};
 use crate::{arena, check, check_eq, ok, tests};
 
 tests![
@@ -24,6 +26,7 @@ tests![
     a09_metadata_reused_while_vm_lives,
     a09_stale_and_forged_handles,
     a09_handle_of_reused_slot_is_another,
+    a81_vms_run_out_and_come_back,
 ];
 
 fn a05_reclaim_from_live_vm() -> Result<(), Failure> {
@@ -309,5 +312,51 @@ fn a09_handle_of_reused_slot_is_another() -> Result<(), Failure> {
     }
     ok!(two.pull(0, insn::NOP, [0; 6]));
     ok!(two.destroy());
+    Ok(())
+}
+
+/// Many VMs, each with windows and with pages that want tables of their own, until there is no slot; then all again.
+fn a81_vms_run_out_and_come_back() -> Result<(), Failure> {
+    const BLOCK: u64 = 0x20_0000;
+    const WINDOWS: u64 = 4;
+    const PAGES: u64 = 4;
+    let tables = stat(StatKind::HostTables, 0);
+    let witness = Vm::puppet(1);
+    for round in 0..2 {
+        // Handle, its metadata, its pages.
+        let mut vms = [(0, 0, 0); VMS_MAX - 1];
+        for entry in &mut vms {
+            let config = vm::config(1);
+            let vm = ok!(vm::create(&config));
+            let pages = arena::pages(PAGES, PAGE_SIZE);
+            for n in 0..PAGES {
+                let (pa, ipa) = (pages + n * PAGE_SIZE, RAM + n * BLOCK);
+                ok!(call(HostFunction::VmDonate, &[vm.handle, pa, ipa, 1, 0]));
+            }
+            for n in 0..WINDOWS {
+                let window = vm::window(&vm, APERTURE + n * BLOCK, arena::page(), 1);
+                ok!(vm::register(&window));
+            }
+            *entry = (vm.handle, config.meta_pa, pages);
+        }
+        let one_more = vm::config(1);
+        let before = (owners(), stat(StatKind::Epoch, 0));
+        check_eq!(vm::create(&one_more).err(), Some(Error::NoSlot));
+        check_eq!((owners(), stat(StatKind::Epoch, 0)), before);
+        check_eq!(owner(one_more.meta_pa), PageOwner::Host);
+        // Who lives already is not disturbed.
+        ok!(witness.pull(0, insn::STORE, [RAM + 8 * PAGE_SIZE, round, 0, 0, 0, 0]));
+        let a = audit();
+        let windows = WINDOWS * (VMS_MAX as u64 - 1);
+        check_eq!((a.shared, a.windows), (windows, windows));
+        for (handle, metadata, pages) in vms {
+            while ok!(call(HostFunction::VmTeardown, &[handle]))[1] != 0 {}
+            ok!(call(HostFunction::VmReclaim, &[handle, pages, PAGES]));
+            ok!(call(HostFunction::VmReclaim, &[handle, metadata, META]));
+            ok!(call(HostFunction::VmDestroy, &[handle]));
+        }
+    }
+    ok!(witness.destroy());
+    check_eq!(stat(StatKind::HostTables, 0), tables);
     Ok(())
 }

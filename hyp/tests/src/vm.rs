@@ -231,6 +231,19 @@ impl Vm {
     /// As [`Self::destroy`], while somebody may write to the pages as soon as they are the host's again: `may_be` says
     /// which word there is right at an address.
     pub fn destroy_under(self, may_be: impl Fn(u64, u64) -> bool) -> Result<(), Error> {
+        self.destroy_but(|_| true, may_be)
+    }
+
+    /// As [`Self::destroy`], while somebody may take `page` away as soon as it is the host's again: it is not looked at.
+    pub fn destroy_without(self, page: u64) -> Result<(), Error> {
+        self.destroy_but(|at| at & !(PAGE_SIZE - 1) != page, |_, word| word == 0)
+    }
+
+    fn destroy_but(
+        self,
+        looks: impl Fn(u64) -> bool,
+        may_be: impl Fn(u64, u64) -> bool,
+    ) -> Result<(), Error> {
         self.teardown()?;
         for (pa, pages) in &self.runs[..self.used] {
             let mut done = 0;
@@ -239,7 +252,10 @@ impl Vm {
                 self.reclaim(pa + done * PAGE_SIZE, n)?;
                 done += n;
             }
-            for at in (*pa..pa + pages * PAGE_SIZE).step_by(8) {
+            for at in (*pa..pa + pages * PAGE_SIZE)
+                .step_by(8)
+                .filter(|at| looks(*at))
+            {
                 let word = arena::peek(at);
                 assert!(
                     may_be(at, word),
