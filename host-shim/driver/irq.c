@@ -56,7 +56,7 @@ long porthole_irq_line(struct porthole_request *request)
 	struct porthole_irq_line *line = request->arg;
 
 	line->refusal = 0;
-	if (line->reserved)
+	if (line->reserved || line->level > 1)
 		return -EINVAL;
 	return porthole_refused(spi_set(request->object, line->intid, line->level),
 				&line->refusal);
@@ -201,11 +201,9 @@ long porthole_irqfd(struct porthole_request *request)
 	arg->refusal = 0;
 	if (arg->flags & ~PORTHOLE_IRQFD_DEASSIGN)
 		return -EINVAL;
-	/*
-	 * What the hypervisor would refuse at each signal is refused once here;
-	 * an SGI or PPI wraps.
-	 */
-	if (arg->intid - PORTHOLE_SPI_BASE >= vm->spi_count)
+	/* What the hypervisor would refuse at each signal is refused once here. */
+	if (arg->intid < PORTHOLE_SPI_BASE ||
+	    arg->intid - PORTHOLE_SPI_BASE >= vm->spi_count)
 		return porthole_refused(PORTHOLE_E_BAD_INTID, &arg->refusal);
 	file = fget(arg->fd);
 	if (!file)

@@ -29,12 +29,14 @@ void porthole_memory_init(struct porthole_vm *vm)
 	INIT_LIST_HEAD(&vm->metadata.blocks);
 }
 
-/* Makes the driver's record of a RAM region. What sizes it is checked here, the rest by the hypervisor. */
+/* Makes the driver's record of a RAM region; the hypervisor checks it. */
 int porthole_memory_add_ram(struct porthole_vm *vm, u64 base, u64 size)
 {
 	struct porthole_ram *ram = &vm->ram[vm->ram_count];
 
-	if (size > 1ULL << PORTHOLE_GUEST_IPA_BITS)
+	if (!PAGE_ALIGNED(base) || !PAGE_ALIGNED(size) || !size ||
+	    size > 1ULL << PORTHOLE_GUEST_IPA_BITS ||
+	    base > (1ULL << PORTHOLE_GUEST_IPA_BITS) - size)
 		return -EINVAL;
 	ram->base = base;
 	ram->pages = size >> PAGE_SHIFT;
@@ -54,8 +56,7 @@ static struct porthole_ram *find_ram(struct porthole_vm *vm, u64 ipa, u64 size)
 		struct porthole_ram *ram = &vm->ram[i];
 		u64 bytes = ram->pages << PAGE_SHIFT;
 
-		/* An address below the region wraps. */
-		if (ipa - ram->base < bytes &&
+		if (ipa >= ram->base && ipa - ram->base < bytes &&
 		    size <= bytes - (ipa - ram->base))
 			return ram;
 	}
@@ -345,9 +346,11 @@ static struct page *fill_block(const struct porthole_load *load,
 int porthole_memory_load(struct porthole_vm *vm, struct porthole_load *load)
 {
 	struct porthole_ram *ram;
+	u64 end;
 
 	if (!PAGE_ALIGNED(load->ipa) || !load->size ||
-	    load->size > 1ULL << PORTHOLE_GUEST_IPA_BITS)
+	    load->size > 1ULL << PORTHOLE_GUEST_IPA_BITS ||
+	    check_add_overflow(load->source, load->size, &end))
 		return -EINVAL;
 	ram = find_ram(vm, load->ipa, PAGE_ALIGN(load->size));
 	if (!ram)

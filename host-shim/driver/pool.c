@@ -115,8 +115,7 @@ static struct porthole_slot *record(struct porthole_pool *pool, dma_addr_t addr)
 {
 	u64 number = (addr - pool->start) >> SLOT_SHIFT;
 
-	/* An address below the region wraps. */
-	if (WARN_ONCE(number >= pool->slots ||
+	if (WARN_ONCE(addr < pool->start || number >= pool->slots ||
 		      !test_bit(number, pool->used),
 		      "porthole: a driver names DMA address %pad, which is not its own\n",
 		      &addr))

@@ -72,6 +72,8 @@ static int query(struct porthole_vm *vm, struct arm_smccc_1_2_regs *regs)
 	porthole_call_regs(regs);
 	if (regs->a0)
 		return porthole_errno(regs->a0);
+	if (regs->a1 != vm->handle)
+		return -EBADFD;
 	return regs->a2;
 }
 
@@ -214,6 +216,7 @@ static int fill_config(struct porthole_vm_config *config,
 	u32 i;
 
 	if (create->reserved || create->vcpus > PORTHOLE_VCPUS_MAX ||
+	    !create->region_count ||
 	    create->region_count > PORTHOLE_VM_REGIONS_MAX)
 		return -EINVAL;
 	*config = (struct porthole_vm_config) {
