@@ -49,7 +49,7 @@ st_guest_refuses_what_config_space_and_hypervisor_differ_in() {
 porthole run --kernel "$GUEST_IMAGE" --mem 16M --swiotlb-cfg-type 11 </dev/null >"$GUEST_LOG" 2>&1
 [ $? -eq 3 ] && grep -q "^FAILED: windows: .* that config space does not claim" "$GUEST_LOG" ||
     { cat "$GUEST_LOG"; exit 1; }
-porthole run --kernel "$GUEST_IMAGE" --mem 16M --swiotlb-feature-bit 40 </dev/null >"$GUEST_LOG" 2>&1
+porthole run --kernel "$GUEST_IMAGE" --mem 16M --swiotlb-feature-bit 45 </dev/null >"$GUEST_LOG" 2>&1
 [ $? -eq 3 ] && grep -q "^FAILED: .* the device refuses the features" "$GUEST_LOG" || { cat "$GUEST_LOG"; exit 2; }
 same_as_boot'
 }

@@ -61,7 +61,7 @@ fn hint(error: &Error) -> &'static str {
     use porthole_abi::Error as E;
     match (error.refusal(), error.errno()) {
         (Some(E::UnsafeDma), _) => {
-            "; DMA is not confined on this machine, so boot it with an SMMU, or the hypervisor with porthole.allow_unsafe_dma"
+            "; DMA is not confined on this machine: `porthole log` names what is in the way and what to do; or boot the hypervisor with porthole.allow_unsafe_dma"
         }
         (Some(E::NoSlot), _) => "; too many VMs live already, so end one (see `porthole list`)",
         (Some(E::NoMemory | E::NoMetadata), _) | (_, Some(libc::ENOMEM)) => {

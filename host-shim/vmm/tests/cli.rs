@@ -233,4 +233,8 @@ fn shells_and_man_get_what_they_read() {
     let options = contains("swiotlb").and(contains("Exit status"));
     porthole(&["man", "run"]).success().stdout(options);
     refused(&["man", "sing"], 1, &["no subcommand 'sing'"]);
+    for words in [&["man", "dma-confine"][..], &["man", "dma", "confine"]] {
+        porthole(words).success().stdout(contains("SIZE"));
+    }
+    refused(&["man", "dma-sing"], 1, &["no subcommand 'dma-sing'"]);
 }

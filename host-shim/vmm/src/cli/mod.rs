@@ -77,8 +77,8 @@ pub enum Command {
     ///
     /// To read it: porthole man | man -l -
     Man {
-        /// The subcommand.
-        topic: Option<String>,
+        /// The subcommand, and below it: `dma confine` or `dma-confine`.
+        topic: Vec<String>,
     },
 }
 

@@ -28,7 +28,7 @@ Exit status:
   2    wrong usage of this command
   3    the guest asked for a reset (PSCI SYSTEM_RESET)
   4    the guest crashed: it did something that no virtual machine can answer
-  130  ended by SIGINT; 143 by SIGTERM
+  129  ended by SIGHUP; 130 by SIGINT; 143 by SIGTERM
 
 On a terminal, Ctrl-] ends the guest. What is typed goes to the virtio console once the guest
 runs it (unless --console says otherwise), before that to the serial port.")]
@@ -102,11 +102,11 @@ pub struct RunOptions {
     /// VIRTIO_F_ACCESS_PLATFORM and reach the pool and nothing else.
     #[arg(long, value_name = "SIZE")]
     pub dt_pool: Option<PoolSize>,
-    /// Feature bit of VIRTIO_F_SWIOTLB.
-    #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(24..=63))]
+    /// Feature bit of VIRTIO_F_SWIOTLB (default 27). The guest must know it by the same number.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(24..=63))]
     pub swiotlb_feature_bit: Option<u32>,
-    /// cfg_type of VIRTIO_PCI_CAP_SWIOTLB.
-    #[arg(long, hide = true, value_parser = clap::value_parser!(u8).range(6..))]
+    /// cfg_type of VIRTIO_PCI_CAP_SWIOTLB (default 10). The guest must know it by the same number.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(10..))]
     pub swiotlb_cfg_type: Option<u8>,
     /// Give the guest all its memory at once instead of on first touch.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::keys::{DeviceArgs, Keys, entries};
 use super::print::Entry;
 use super::values::number;
+use crate::virtio::vsock::CIDS;
 
 /// A socket device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,8 +24,9 @@ impl Keys for VsockArgs {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
-            // 0 to 2 are the hypervisor, loopback and the host, the last one is "any" (VIRTIO 1.2, 5.10.4).
-            "cid" => self.cid = number(value, 3..=0xffff_fffe)? as u32,
+            "cid" => {
+                self.cid = number(value, u64::from(CIDS.start)..=u64::from(CIDS.end - 1))? as u32
+            }
             _ => self.path = value.into(),
         }
         Ok(())

@@ -13,17 +13,16 @@ pub(super) fn completions(shell: Shell) -> Result<u8, CommandError> {
     Ok(0)
 }
 
-pub(super) fn page(topic: Option<&str>) -> Result<u8, CommandError> {
+pub(super) fn page(topic: &[String]) -> Result<u8, CommandError> {
     let mut command = Cli::command();
     // Subcommands learn their full names and the global options.
     command.build();
-    let command = match topic {
-        None => command,
-        Some(topic) => match command.find_subcommand(topic) {
+    for name in topic.iter().flat_map(|word| word.split('-')) {
+        command = match command.find_subcommand(name) {
             Some(found) => found.clone(),
-            None => return Err(CommandError::NoTopic(topic.to_owned())),
-        },
-    };
+            None => return Err(CommandError::NoTopic(topic.join(" "))),
+        };
+    }
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
     print(&String::from_utf8_lossy(&page))?;

@@ -99,7 +99,7 @@ fn marks(runs: &[Run], name: impl Fn(u64) -> Option<String>) -> Vec<Mark> {
             PageOwner::Pinned => (
                 'p',
                 "#b0b060".to_owned(),
-                "the host, pinned by a hardware table",
+                "the host, pinned for a hardware table or a confined device",
             ),
             _ => ('t', "#606030".to_owned(), "a hardware table"),
         };

@@ -27,7 +27,9 @@ pub enum CommandError {
     )]
     NoDevice(String),
     /// The device cannot be opened.
-    #[error("cannot open {path}: {source}; run it as root")]
+    #[error(
+        "cannot open {path}: {source}; run it as root, or as a user to whom root gave the device"
+    )]
     Open {
         /// The device.
         path: String,
@@ -92,7 +94,7 @@ pub enum CommandError {
     #[error(transparent)]
     Machine(#[from] crate::machine::MachineError),
     /// Standard output, threads, signals.
-    #[error("{0}")]
+    #[error("cannot write the output, or set up the command's threads: {0}")]
     System(#[from] io::Error),
     /// Output that cannot be written as JSON.
     #[error("cannot write JSON: {0}")]
@@ -125,7 +127,7 @@ pub fn execute(cli: &Cli) -> Result<u8, CommandError> {
         Command::Log(args) => log::log(&open()?, args),
         Command::Stats(args) => stats::stats(&open()?, args.json),
         Command::Completions { shell } => manual::completions(*shell),
-        Command::Man { topic } => manual::page(topic.as_deref()),
+        Command::Man { topic } => manual::page(topic),
     }
 }
 

@@ -113,7 +113,7 @@ fn text(status: &Value) -> String {
     }
     let _ = writeln!(
         text,
-        "\n\n{:<10} {:<8} {:<6} {:>11} {:>9} {:>6} {:>6} {:>10} {:>10} {:>10} {:>6}",
+        "\n\n{:<10} {:<8} {:<11} {:>11} {:>9} {:>6} {:>6} {:>10} {:>10} {:>10} {:>6}",
         "DEVICE",
         "STATE",
         "WINDOW",
@@ -132,14 +132,17 @@ fn text(status: &Value) -> String {
             (_, Value::Bool(true)) => "running",
             _ => "idle",
         };
-        let window = match device["window_bar"].as_u64() {
-            Some(bar) => format!("BAR {bar}"),
-            None => "shared".to_owned(),
+        // One that several devices use is the pool or the RAM, or in the BAR of another function.
+        let of = device["window_of_function"].as_u64();
+        let window = match (device["window_bar"].as_u64(), of) {
+            (Some(bar), None) => format!("BAR {bar}"),
+            (Some(bar), Some(function)) => format!("BAR {bar} of .{function}"),
+            (None, _) => "shared".to_owned(),
         };
         let ipa = device["window_ipa"].as_u64();
         let _ = writeln!(
             text,
-            "{:<10} {state:<8} {window:<6} {:>11} {:>9} {:>6} {:>6} {:>10} {:>10} {:>10} {:>6}",
+            "{:<10} {state:<8} {window:<11} {:>11} {:>9} {:>6} {:>6} {:>10} {:>10} {:>10} {:>6}",
             word(device, "name"),
             ipa.map_or("nowhere".to_owned(), |a| format!("{a:#x}")),
             bytes(number(device, "window_size")),
@@ -154,10 +157,12 @@ fn text(status: &Value) -> String {
     for device in each(&status["dma_refused"]) {
         let _ = writeln!(
             text,
-            "\nhost device {}: {} accesses refused, the last a {}",
+            "\nhost device {}: {} accesses refused{}",
             word(device, "function"),
             number(device, "refused"),
-            word(device, "last"),
+            device["last"]
+                .as_str()
+                .map_or(String::new(), |last| format!(", the last a {last}")),
         );
     }
     text
@@ -260,8 +265,8 @@ mod tests {
             "VM 0x101 web, pid 7: Final, protected",
             "MmioRead",
             "34",
-            "disk0      running  BAR 4   0x10000000   1.0 MiB      5     99       1234",
-            "net0       broken   shared     nowhere",
+            "disk0      running  BAR 4        0x10000000   1.0 MiB      5     99       1234",
+            "net0       broken   shared          nowhere",
             "host device 0000:00:06.0: 63 accesses refused, the last a write at 0x48000000",
         ] {
             assert!(text.contains(part), "{part} in {text}");

@@ -1,6 +1,6 @@
 //! virtio devices: the interface between a device and the modern PCI transport, and what both share.
 //! Transport registers live in `transport`, queues in `queue` and `chain`, each device in its own module.
-//! Source: Virtual I/O Device (VIRTIO) 1.2; `VIRTIO_F_SWIOTLB` as in docs (proposed, not ratified).
+//! Source: Virtual I/O Device (VIRTIO) 1.2; `VIRTIO_F_SWIOTLB` as in host-shim/vmm/README.md (proposed, not ratified).
 
 pub mod block;
 pub mod chain;
@@ -37,6 +37,10 @@ pub const fn feature(bit: u32) -> u64 {
 pub const COMMON_FEATURES: u64 = feature(VIRTIO_F_VERSION_1)
     | feature(VIRTIO_RING_F_EVENT_IDX)
     | feature(VIRTIO_RING_F_INDIRECT_DESC);
+
+/// Bits 32 to 41 and those of event suppression and indirect tables: of every virtio device (VIRTIO 1.3, chapter 6), or
+/// of ours, whether we offer them or not.
+pub const RESERVED_FEATURES: u64 = COMMON_FEATURES | 0x3ff << 32;
 
 /// A device model, without its transport.
 pub trait VirtioDevice: Send {

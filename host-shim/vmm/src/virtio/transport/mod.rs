@@ -16,12 +16,12 @@ use self::registers::{
     COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE, PART, Places,
     REGISTERS_BAR, REGISTERS_SIZE, WINDOW_BAR,
 };
-use super::VirtioDevice;
 use super::queue::{DeviceQueue, Fault, check_rings};
 use super::shared::Shared;
 use super::stats::StatsSnapshot;
 use super::window::{WindowMemory, WindowUse};
 use super::worker::Workers;
+use super::{RESERVED_FEATURES, VirtioDevice, feature};
 use crate::bus::lock;
 use crate::cli::SwiotlbMode;
 use crate::pci::bus::PciFunction;
@@ -41,6 +41,11 @@ pub enum BuildError {
     /// A mistake in the device model.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// VIRTIO_F_SWIOTLB would have the bit of another feature.
+    #[error(
+        "feature bit {0} means something else to its drivers; choose another --swiotlb-feature-bit (27 is the default)"
+    )]
+    FeatureTaken(u32),
     /// The system has no more of something.
     #[error("cannot create an eventfd: {0}")]
     System(#[from] io::Error),
@@ -125,6 +130,11 @@ impl VirtioPci {
     pub fn new(parts: Parts) -> Result<Self, BuildError> {
         let device = parts.device;
         let sizes = device.queue_sizes().to_vec();
+        let Swiotlb { mode, bit, .. } = parts.swiotlb;
+        let offered = matches!(mode, SwiotlbMode::Require | SwiotlbMode::Offer);
+        if offered && feature(bit) & (RESERVED_FEATURES | device.features()) != 0 {
+            return Err(BuildError::FeatureTaken(bit));
+        }
         let filter = Arc::new(Filter::device_worker(device.rights())?);
         let (size, place) = {
             let window = lock(&parts.window.window);

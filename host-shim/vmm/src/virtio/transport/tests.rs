@@ -310,3 +310,22 @@ fn a_device_without_a_window_has_neither_bar_nor_capability() {
     let status = r.function.status();
     assert_eq!((status.window_bar, status.window_ipa), (None, Some(BASE)));
 }
+
+#[test]
+fn the_bit_of_swiotlb_is_no_other_features() {
+    for bit in [28, 29, 32, 33, 34, 40, 41] {
+        let refused = rig_with_bit(SwiotlbMode::Require, bit)
+            .err()
+            .map(|e| e.to_string());
+        assert!(
+            refused.is_some_and(|e| e.contains(&format!("feature bit {bit} means"))),
+            "{bit}"
+        );
+        assert!(rig_with_bit(SwiotlbMode::Offer, bit).is_err());
+        // Nobody offers it.
+        assert!(rig_with_bit(SwiotlbMode::Hint, bit).is_ok());
+    }
+    for bit in [24, 27, 31, 42, 63] {
+        assert!(rig_with_bit(SwiotlbMode::Require, bit).is_ok(), "{bit}");
+    }
+}

@@ -36,10 +36,15 @@ pub struct Rig {
 }
 
 pub fn rig(mode: SwiotlbMode) -> Rig {
+    rig_with_bit(mode, 27).unwrap()
+}
+
+/// A function whose VIRTIO_F_SWIOTLB has this number.
+pub fn rig_with_bit(mode: SwiotlbMode, bit: u32) -> Result<Rig, BuildError> {
     let pages = MmapRegion::new(SIZE as usize).unwrap();
     let moves = FakePort::default();
     let window = Window::new("console", pages, Box::new(moves.clone()), Some(BASE));
-    function(mode, WindowUse::own(window), moves, REGISTERS)
+    build(mode, bit, WindowUse::own(window), moves, REGISTERS)
 }
 
 /// Two functions of one device that share a window: it is in the BAR of the first.
@@ -59,6 +64,16 @@ pub fn pair() -> [Rig; 2] {
 }
 
 pub fn function(mode: SwiotlbMode, window: WindowUse, moves: FakePort, registers: u64) -> Rig {
+    build(mode, 27, window, moves, registers).unwrap()
+}
+
+fn build(
+    mode: SwiotlbMode,
+    bit: u32,
+    window: WindowUse,
+    moves: FakePort,
+    registers: u64,
+) -> Result<Rig, BuildError> {
     let notify = FakeNotify::default();
     let pages = window_pages(&lock(&window.window));
     let region = GuestRegionMmap::with_arc(pages, GuestAddress(BASE)).unwrap();
@@ -72,19 +87,19 @@ pub fn function(mode: SwiotlbMode, window: WindowUse, moves: FakePort, registers
         registers,
         swiotlb: Swiotlb {
             mode,
-            bit: 27,
+            bit,
             cfg_type: 10,
             pool: false,
         },
         lines: Arc::new(MsiLines::new(64, Vec::new())),
         notify: Box::new(notify.clone()),
-    });
-    Rig {
-        function: function.unwrap(),
+    })?;
+    Ok(Rig {
+        function,
         guest: GuestMemoryMmap::from_regions(vec![region]).unwrap(),
         moves,
         notify,
-    }
+    })
 }
 
 pub fn window_pages(window: &Window) -> Arc<MmapRegion> {
