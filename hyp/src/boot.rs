@@ -146,7 +146,8 @@ fn start(
     let cpus = tree.cpus().or_stop();
     let Some(boot_cpu) = cpus.iter().position(|c| c.mpidr == percpu::affinity()) else {
         stop(format_args!(
-            "cannot start: the device tree does not name the CPU that boots"
+            "cannot start: the device tree does not name the CPU that boots, {:#x}; mend its /cpus",
+            percpu::affinity()
         ));
     };
     percpu::set_id(CpuId(boot_cpu as u8));
@@ -339,7 +340,7 @@ fn map_machine(map: &mut Map, ram: &[PhysPages], image: &Image, tree: &Tree<'_>)
     for (pages, access) in ranges {
         if let Err(error) = map.map(pages, access) {
             stop(format_args!(
-                "cannot start: EL2 cannot map {} to {}: {error:?}",
+                "cannot start: EL2 cannot map {} to {}: {error}",
                 pages.start(),
                 pages.end()
             ));

@@ -55,7 +55,7 @@ errors! {
     NotHostOwned = -21,
     /// A page of the host is shared through a window.
     PageIsWindow = -22,
-    /// A page of the host is pinned by an interrupt-controller or SMMU table.
+    /// A page of the host is pinned: by a table of the interrupt controller, or because a device is confined to it.
     PagePinned = -23,
     /// The VM handle names no living VM.
     BadHandle = -24,
@@ -93,9 +93,9 @@ errors! {
     NotVmOwned = -40,
     /// An interrupt that the VM's configuration did not declare.
     BadIntid = -41,
-    /// DMA of the host is not confined on this machine, so no protected VM is created.
+    /// DMA of the host is not confined on this machine, so no VM is created, an unprotected one neither.
     UnsafeDma = -42,
-    /// A parameter block of another version.
+    /// A parameter block of another major version, or of a later minor one.
     BadVersion = -43,
     /// No such window.
     NoWindow = -44,

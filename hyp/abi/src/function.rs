@@ -3,6 +3,13 @@
 
 /// Version of this ABI: major in the upper 16 bits, minor in the lower. A caller refuses another major.
 pub const ABI_VERSION: u32 = 0x0001_0000;
+
+/// Whether a parameter block of a caller that was built for `version` is understood: the same major version, and a minor
+/// one that is not later than ours.
+pub const fn version_ok(version: u32) -> bool {
+    version >> 16 == ABI_VERSION >> 16 && version & 0xffff <= ABI_VERSION & 0xffff
+}
+
 /// The only immediate that Porthole's `HVC` takes; any other is answered `NotSupported`.
 pub const HVC_IMMEDIATE: u16 = 0;
 
@@ -70,7 +77,7 @@ functions! {
         /// (VM): frees the handle of a torn-down VM that owns no page any more.
         VmDestroy = 0x116,
         /// (slot) -> x1 handle or 0, x2 `VmState`, x3 pages of memory, x4 pages of metadata, x5 windows,
-        /// x6 vCPUs, x7 metadata pages still free.
+        /// x6 vCPUs, x7 metadata pages still free, x8 the flags it was created with.
         VmInfo = 0x117,
         /// (VM) -> x1 to x4: SHA-256 of the launch, bytes in memory order, each register little-endian.
         VmMeasurement = 0x118,
@@ -95,7 +102,8 @@ functions! {
         Stats = 0x151,
         /// (position) -> x1 position of the first byte returned, x2 bytes returned, x3 to x17 the bytes.
         LogRead = 0x152,
-        /// (PA) -> x1 `PageOwner`, x2 VM handle or 0.
+        /// (PA) -> x1 `PageOwner`, x2 VM handle or 0, x3 pages from here on with the same, 16384 at most; where no RAM is,
+        /// pages to the next.
         PageInfo = 0x153,
         /// (`FunctionId`, PA, pages): the function's DMA reaches these pages of the host only.
         DmaConfine = 0x160,

@@ -135,7 +135,7 @@ numbered! {
         VmMetadata = 4,
         /// A window: host and one guest.
         Window = 5,
-        /// The host's, pinned by a hardware table.
+        /// The host's, pinned by a hardware table or because a device is confined to it.
         Pinned = 6,
         /// Taken from the host for a table that hardware believes: the hypervisor and that hardware alone reach it.
         HwTable = 7,

@@ -18,7 +18,7 @@ pub use error::Error;
 pub use exit::ExitKind;
 pub use function::{
     ABI_VERSION, CALL_COUNT, CALL_REVISION, CALL_UID, GuestFunction, HVC_IMMEDIATE, HostFunction,
-    RANGE_FAST32, RANGE_FAST64, RANGE_MASK, UID,
+    RANGE_FAST32, RANGE_FAST64, RANGE_MASK, UID, version_ok,
 };
 pub use info::{
     DmaRecord, Features, FunctionId, NO_ADDRESS, PageOwner, StatKind, VmHandle, VmState,

@@ -55,11 +55,13 @@ impl Access {
 }
 
 /// Why a range could not be mapped. The machine has a shape that the image was not built for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
     /// The range ends beyond [`LIMIT`].
+    #[error("it ends beyond 512 GiB")]
     OutOfRange,
     /// All tables of the image are in use.
+    #[error("it takes more tables than the image has")]
     NoTable,
 }
 

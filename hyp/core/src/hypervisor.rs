@@ -72,7 +72,9 @@ pub enum BootError {
     #[error("cannot set up the host's memory: {0}")]
     Memory(porthole_abi::Error),
     /// The interrupt controller's tables cannot be kept apart from the hypervisor's memory.
-    #[error("cannot take over the interrupt controller: {0}")]
+    #[error(
+        "cannot take over the interrupt controller: {0}; an ITS or a redistributor that firmware left on does not stop: reset the machine"
+    )]
     Gic(porthole_abi::Error),
 }
 
@@ -100,9 +102,10 @@ pub enum HostFaultAction {
 
 /// Porthole. One lives in a static of the binary; every CPU calls it.
 ///
-/// Lock order: VM slot, vCPU, the VM's tables, then the memory lock. The GIC guard's lock is taken with no other held,
-/// and the memory lock inside it. The lock of a VM's interrupt controller, that of a host CPU's power, that of a
-/// vCPU's power and that of the DMA faults are leaves.
+/// Lock order: VM slot, vCPU, the VM's tables, `HostMemory::confined`, then the memory lock. The GIC guard's lock is taken
+/// with no other held, and the memory lock inside it. Inside any of these, and inside that of the DMA faults, come the
+/// machine's own: an SMMU's, the log's. The lock of a VM's interrupt controller, that of its launch, that of a host
+/// CPU's power and that of a vCPU's power are leaves.
 pub struct Hypervisor<M: Machine> {
     pub(crate) machine: M,
     pub(crate) memory: HostMemory<'static>,

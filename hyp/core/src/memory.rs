@@ -2,7 +2,8 @@
 //! Each change is checked whole and has its table pages in hand before it starts: it happens or nothing does.
 //! Here the host's side; what involves a VM is in the submodules.
 //!
-//! Lock order: VM slot, vCPU, the VM's tables ([`crate::guest::GuestMemory`]), then the memory lock, a leaf.
+//! Lock order: VM slot, vCPU, the VM's tables ([`crate::guest::GuestMemory`]), [`HostMemory::confined`],
+//! then the memory lock, inside which only the machine takes some (an SMMU's).
 
 pub mod audit;
 mod confine;
@@ -239,7 +240,8 @@ impl<'t> HostMemory<'t> {
     ///
     /// # Errors
     /// `Unaligned` if `from` is not 8-byte aligned or the bytes cross a page; `NotRam`, `NotHostOwned`,
-    /// `PageIsWindow`. A pinned page is the host's all the same.
+    /// `PageIsWindow`; `PagePinned` for a page of a confined device's region. One that a table of the interrupt
+    /// controller pins is the host's all the same.
     pub fn copy_from_host<M: Memory>(
         &self,
         machine: &M,

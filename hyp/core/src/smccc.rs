@@ -1,5 +1,5 @@
 //! The SMC calling convention (Arm DEN 0028, 1.2) and the numbers of the calls that core answers or relays.
-//! Who may make which call is decided in `host` and `guest_call`.
+//! Who may make which call is decided in `host` and `run::call`.
 
 pub use smccc::arch::{
     SMCCC_ARCH_FEATURES, SMCCC_ARCH_SOC_ID, SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_2,

@@ -1,12 +1,12 @@
 //! VMs and their slots: who lives where, from creation to the last page given back.
-//! Pages are `memory`'s business, running vCPUs `run`'s; the calls of the host are in `host::calls`.
+//! Pages are `memory`'s business, running vCPUs `run`'s; arguments of the host are read in `host::calls`.
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::lock::{Mutex, RwLock};
 use porthole_abi::{
-    ABI_VERSION, DONATE_PAGES_MAX, Error, Features, RegionKind, SPI_BASE, SPIS_MAX, VCPUS_MAX,
-    VMS_MAX, VmConfig, VmFlags, VmHandle, VmState,
+    DONATE_PAGES_MAX, Error, Features, RegionKind, SPI_BASE, SPIS_MAX, VCPUS_MAX, VMS_MAX,
+    VmConfig, VmFlags, VmHandle, VmState, version_ok,
 };
 
 use crate::addr::{Ipa, IpaPages, PhysAddr, PhysPages};
@@ -128,8 +128,7 @@ struct Checked {
 
 /// Checks everything about a parameter block that needs no state.
 fn check(config: &VmConfig) -> Result<Checked, Error> {
-    let (major, minor) = (config.version >> 16, config.version & 0xffff);
-    if major != ABI_VERSION >> 16 || minor > ABI_VERSION & 0xffff {
+    if !version_ok(config.version) {
         return Err(Error::BadVersion);
     }
     if VmFlags::from_bits(config.flags).is_none() || config.reserved != [0; 2] {

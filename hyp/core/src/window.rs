@@ -2,8 +2,8 @@
 //! The pages behind a window stand in the guest's stage 2 and in the tracker: see `memory::sharing`.
 
 use porthole_abi::{
-    ABI_VERSION, Error, Extent, FunctionId, OPEN_WINDOW_PAGES_MAX, PAGE_SIZE, RegionKind,
-    WINDOW_PAGES_MAX, WINDOWS_MAX, WindowConfig, WindowFlags,
+    Error, Extent, FunctionId, OPEN_WINDOW_PAGES_MAX, PAGE_SIZE, RegionKind, WINDOW_PAGES_MAX,
+    WINDOWS_MAX, WindowConfig, WindowFlags, version_ok,
 };
 
 use crate::addr::{Ipa, IpaPages, PhysAddr, PhysPages};
@@ -73,7 +73,7 @@ impl<'a> WindowRequest<'a> {
     /// extents that do not add up to the length; `Empty`, `Unaligned`, `Overflow`, `TooLarge` for a range or
     /// list; `OutsideBar`; `OutsideRegion`; `DuplicatePage`.
     pub fn check(config: &'a WindowConfig, regions: &Regions) -> Result<Self, Error> {
-        if config.version != ABI_VERSION {
+        if !version_ok(config.version) {
             return Err(Error::BadVersion);
         }
         let flags = WindowFlags::from_bits(config.flags).ok_or(Error::ReservedNonZero)?;

@@ -1,6 +1,8 @@
 //! What the host can ask about its devices' DMA: confinement, and a count of the accesses that SMMUs refused.
 //! Pages and tables are `memory::confine`'s business; what an SMMU does stands behind `hw::Dma`.
 
+use core::fmt;
+
 use arrayvec::ArrayVec;
 use porthole_abi::{
     DMA_CONFINED_MAX, DMA_PAGES_MAX, DMA_SOURCES_MAX, DmaRecord, Error, FunctionId, NO_ADDRESS,
@@ -54,6 +56,18 @@ impl Faults {
     }
 }
 
+/// The function that a stream stands for, as a log line begins.
+struct Who(Option<FunctionId>);
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(function) => write!(f, "{function}, "),
+            None => Ok(()),
+        }
+    }
+}
+
 impl DmaEvent {
     fn log(&self, number: u64) {
         let Self {
@@ -63,15 +77,41 @@ impl DmaEvent {
             kind,
             ..
         } = self;
-        let doing = if self.write { "write" } else { "read" };
-        match self.function {
-            _ if *kind == 0 => log::warn!("SMMU {smmu}: DMA events were lost, number {number}"),
-            Some(function) => log::warn!(
-                "DMA refused: {function} (SMMU {smmu}, stream {stream:#x}), {doing} at {address:#x}, event {kind:#x}, number {number}"
-            ),
-            None => log::warn!(
-                "DMA refused: SMMU {smmu}, stream {stream:#x}, {doing} at {address:#x}, event {kind:#x}, number {number}"
-            ),
+        if *kind == 0 {
+            log::warn!("SMMU {smmu}: DMA events were lost, number {number}");
+            return;
+        }
+        let name = self.name();
+        let who = Who(self.function);
+        if *address == NO_ADDRESS {
+            log::warn!(
+                "DMA refused: {who}SMMU {smmu}, stream {stream:#x}: {name} (event {kind:#x}), number {number}"
+            );
+        } else {
+            let doing = if self.write { "write" } else { "read" };
+            log::warn!(
+                "DMA refused: {who}SMMU {smmu}, stream {stream:#x}: {doing} at {address:#x}, {name} (event {kind:#x}), number {number}"
+            );
+        }
+    }
+
+    /// What happened (Arm IHI 0070, 7.3).
+    fn name(&self) -> &'static str {
+        match self.kind {
+            0x01 => "unsupported upstream transaction",
+            0x02 => "stream without an entry",
+            0x03 => "stream table unreadable",
+            0x04 => "stream not configured",
+            0x05 => "bad ATS request",
+            0x06 => "stream disabled",
+            0x07 => "ATS-translated access",
+            0x08 => "bad substream",
+            0x0b => "table walk aborted",
+            0x10 => "address not the device's",
+            0x11 => "address too large",
+            0x12 => "access flag",
+            0x13 => "permission",
+            _ => "other event",
         }
     }
 }

@@ -120,7 +120,7 @@ impl HostMemory<'_> {
         Ok(())
     }
 
-    /// Removes a window: at most 16 MiB of pages. Batch by batch, pages are unmapped from the guest and
+    /// Removes a window: at most 16 MiB of pages, 64 MiB in open RAM. Batch by batch, pages are unmapped from the guest and
     /// flushed, then they are the host's alone.
     fn close_window<M: Memory + Tlb + Dma>(
         &self,

@@ -48,27 +48,6 @@ impl Event {
             write: of_access && words[1] & 1 << 35 == 0,
         }
     }
-
-    /// What the specification calls it.
-    pub fn name(&self) -> &'static str {
-        match self.kind {
-            0 => "records lost",
-            0x01 => "unsupported upstream transaction",
-            0x02 => "stream without an entry",
-            0x03 => "stream table unreadable",
-            0x04 => "stream not configured",
-            0x05 => "bad ATS request",
-            0x06 => "stream disabled",
-            0x07 => "ATS-translated access",
-            0x08 => "bad substream",
-            0x0b => "table walk aborted",
-            0x10 => "address not the host's",
-            0x11 => "address too large",
-            0x12 => "access flag",
-            0x13 => "permission",
-            _ => "other event",
-        }
-    }
 }
 
 /// The queue. Whoever has it by `&mut` is the only one to read it.

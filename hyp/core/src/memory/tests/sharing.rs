@@ -57,6 +57,8 @@ fn refused(cases: &[Case]) {
 fn a08_window_blocks_of_another_form_are_refused() {
     refused(&[
         ("version", Error::BadVersion, |c| c.version += 1),
+        ("major version", Error::BadVersion, |c| c.version += 1 << 16),
+        ("no version", Error::BadVersion, |c| c.version = 0),
         ("flag", Error::ReservedNonZero, |c| c.flags = 2),
         ("reserved", Error::ReservedNonZero, |c| c.reserved = 1),
         ("unused extent", Error::ReservedNonZero, |c| {

@@ -247,17 +247,6 @@ fn an_overflow_is_told_once_and_the_queue_goes_on() {
 }
 
 #[test]
-fn every_event_has_a_name() {
-    for kind in 0..=u8::MAX {
-        let event = Event {
-            kind,
-            ..Event::LOST
-        };
-        assert!(!event.name().is_empty());
-    }
-}
-
-#[test]
 fn errors_of_a_former_owner_are_not_ours() {
     let fake = Fake::with(GERROR, 1 | 1 << 2);
     let smmu = taken(&fake, PCI);
