@@ -43,9 +43,8 @@ system_tests() {
 tier_system() {
     local file name
     check system_parts_build build_all release
-    make_initramfs "$PORTHOLE_OUT/initramfs.cpio" ||
-        { fail initramfs_builds >"$TEST_LOGS/initramfs.result"; tally "$TEST_LOGS/initramfs.result"; return 0; }
-    make_initramfs "$PORTHOLE_OUT/initramfs-bare.cpio" bare
+    check initramfs_builds make_initramfs "$PORTHOLE_OUT/initramfs.cpio"
+    check bare_initramfs_builds make_initramfs "$PORTHOLE_OUT/initramfs-bare.cpio" bare
     check io_host_builds build_io_host
     for file in "$PORTHOLE_ROOT"/qemu-scripts/system-tests/*.sh; do
         # shellcheck disable=SC1090

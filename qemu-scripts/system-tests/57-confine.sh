@@ -48,15 +48,8 @@ disk_batches() {
     fio --name=batches --filename="$1" --offset=128M --size=16M --rw=write --bs=1M --direct=1 --ioengine=libaio --iodepth=8 \
         --iodepth_batch=8 --iodepth_batch_complete_min=8 --verify=crc32c --verify_fatal=1 --do_verify=1 --minimal >/dev/null
 }
-# disk_is_there: waits for the NVMe disk, at most ten seconds.
-disk_is_there() {
-    left=50
-    until [ -b /dev/nvme0n1 ]; do
-        left=$((left - 1))
-        [ $left -gt 0 ] || return 1
-        sleep 0.2
-    done
-}
+# disk_is_there: waits for the NVMe disk.
+disk_is_there() { wait_until [ -b /dev/nvme0n1 ]; }
 nvme=$(function_of 0x1b360x0010)
 edu=$(function_of 0x12340x11e8)
 disk=$(function_of 0x1af40x1042)
@@ -142,13 +135,13 @@ dd if=/dev/urandom of=/tmp/noise bs=1M count=2 2>/dev/null
 mkfifo /tmp/quiet
 on_far_side sh -c "nc -l -p 5000 >/tmp/there <>/tmp/quiet" &
 there=$!
-sleep 1
+wait_until listens_far_away 5000 || exit 3
 nc -w 5 $FAR 5000 </tmp/noise
 wait $there
 cmp /tmp/noise /tmp/there || exit 4
 nc -l -p 5001 >/tmp/here <>/tmp/quiet &
 here=$!
-sleep 1
+wait_until listens_at_port 5001 || exit 3
 on_far_side nc -w 5 $NEAR 5001 </tmp/noise
 wait $here
 cmp /tmp/noise /tmp/here || exit 5
