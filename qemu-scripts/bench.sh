@@ -19,7 +19,8 @@ usage: qemu-scripts/bench.sh [guest | block | guest-io | boot | io] [--no-build]
   io      instructions of the host's disks and network, against the same kernel bare at EL1, and what the SMMU adds
           to a donation; target/bench/host-io.json, target/bench/donation.json
 
-QEMU counts one nanosecond per instruction (-icount shift=0), so the figures repeat on any machine.
+QEMU counts one nanosecond per instruction (-icount shift=0), so the figures repeat on any machine. guest-io and io
+take the median of PORTHOLE_BENCH_REPEAT rounds (3).
 EOF
 }
 

@@ -19,6 +19,8 @@ headers and busybox into $PORTHOLE_CACHE (PORTHOLE_CACHE moves it).
   --guest      also Linux for protected guests: compiles two kernels, once for some minutes (test.sh)
   --packages   only the Debian packages (the one part that needs root)
   --versions   print what is in use
+
+PORTHOLE_DEBIAN_MIRROR: the address that has debian/ below it, for machines whose apt sources name no Debian archive.
 EOF
 }
 

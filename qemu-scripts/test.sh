@@ -14,6 +14,11 @@ status is 0 only if none failed. Logs stay in target/test-logs.
 Environment, to run a part of a tier:
   ST_ONLY=REGEX             system: tests whose function name matches
   EL2_ONLY=release,cortex   el2: this build profile, or this profile and CPU model
+and to run more of it:
+  PORTHOLE_GUEST_MIB=N      system: MiB that a Linux guest moves through each device (4)
+  PORTHOLE_STRESS_SECONDS=N system: how long the host's disks and cards are under stress (30)
+  PORTHOLE_LOAD_SECONDS=N   system: how long a guest's devices are under load (20)
+  PORTHOLE_EL2_SECONDS=N    el2: without a new line for so long, a machine hangs (600)
 EOF
 }
 
