@@ -75,7 +75,9 @@ pub enum DeviceError {
         needs: u64,
     },
     /// The bus is full.
-    #[error("too many devices: there is no place for {0} on the PCI bus")]
+    #[error(
+        "too many devices: there is no place for {0} on the PCI bus; give some of them a group=, which makes them functions of one device"
+    )]
     BusFull(String),
     /// The aperture is full.
     #[error(
@@ -87,7 +89,7 @@ pub enum DeviceError {
         name: String,
     },
     /// The driver or the hypervisor refused a window or an interrupt.
-    #[error("cannot {what} of {name}: {source}")]
+    #[error("cannot {what} of {name}: {source}{}", hint(source))]
     Driver {
         /// The step.
         what: &'static str,
@@ -107,6 +109,16 @@ pub enum DeviceError {
     /// The system has no more of something.
     #[error("cannot set up the devices' interrupts: {0}")]
     System(#[from] io::Error),
+}
+
+/// What to do about a refusal.
+fn hint(source: &porthole_uapi::Error) -> &'static str {
+    match source.refusal() {
+        Some(porthole_abi::Error::NoSlot) => {
+            "; a VM has 32 windows, of which an unprotected one takes one for each 64M of RAM: lower --mem, or give devices a group="
+        }
+        _ => "",
+    }
 }
 
 /// Bytes as one types them.

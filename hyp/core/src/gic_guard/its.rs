@@ -240,7 +240,7 @@ impl<M: Machine> Its<M> {
                 Ok(pages) => self.host.pages = Some(pages),
                 Err(error) => {
                     if is_told(&mut self.refused) {
-                        log::warn!("an ITS command queue at {start} is refused: {error:?}");
+                        log::warn!("an ITS command queue at {start} is refused: {error}");
                     }
                 }
             }
@@ -296,7 +296,7 @@ impl<M: Machine> Its<M> {
             }
             Err(error) => {
                 if is_told(&mut self.refused) {
-                    log::warn!("an ITS table {value:#x} is refused: {error:?}");
+                    log::warn!("an ITS table {value:#x} is refused: {error}");
                 }
             }
         }

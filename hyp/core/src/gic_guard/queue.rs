@@ -27,11 +27,13 @@ const COMMAND_BYTES: u64 = 32;
 const POLLS: u32 = 1_000_000;
 
 /// Why a command was not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failure {
     /// It was refused, here or by the ITS; nothing has changed.
+    #[error("{0}")]
     Refused(Error),
     /// The ITS does not answer: what it still uses is not known, so all that it may use stays with it for ever.
+    #[error("the ITS does not answer")]
     Dead,
 }
 

@@ -219,7 +219,7 @@ impl Redistributor {
                 && let Err(error) = self.pin(context, shared)
                 && is_told(&mut self.refused)
             {
-                log::warn!("LPIs of redistributor {} stay off: {error:?}", self.base);
+                log::warn!("LPIs of redistributor {} stay off: {error}", self.base);
             }
             if self.tables.is_some() {
                 new |= ENABLE_LPIS;

@@ -52,7 +52,8 @@ impl<M: Machine> Its<M> {
                 return;
             }
             let at = PhysAddr::new(pages.start().raw() + self.host.reader);
-            let result = copy(site, at).and_then(|words| {
+            let words = copy(site, at);
+            let result = words.and_then(|words| {
                 let command = Command::decode(&words).ok_or(Error::InvalidParameter)?;
                 self.execute(site, command)
             });
@@ -61,7 +62,10 @@ impl<M: Machine> Its<M> {
                 Err(failure) => {
                     self.host.stalled = true;
                     if is_told(&mut self.refused) {
-                        log::warn!("an ITS command at {at} is refused: {failure:?}");
+                        let words = words.unwrap_or_default();
+                        log::warn!(
+                            "an ITS command at {at} is refused: {failure}; its words are {words:x?}"
+                        );
                     }
                 }
             }
