@@ -7,7 +7,7 @@ pub const ABI_VERSION: u32 = 0x0001_0000;
 /// Whether a parameter block of a caller that was built for `version` is understood: the same major version, and a minor
 /// one that is not later than ours.
 pub const fn version_ok(version: u32) -> bool {
-    version >> 16 == ABI_VERSION >> 16 && version & 0xffff <= ABI_VERSION & 0xffff
+    version >> 16 == ABI_VERSION >> 16 && version <= ABI_VERSION
 }
 
 /// The only immediate that Porthole's `HVC` takes; any other is answered `NotSupported`.

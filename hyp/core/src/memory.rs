@@ -2,7 +2,7 @@
 //! Each change is checked whole and has its table pages in hand before it starts: it happens or nothing does.
 //! Here the host's side; what involves a VM is in the submodules.
 //!
-//! Lock order: VM slot, vCPU, the VM's tables ([`crate::guest::GuestMemory`]), [`HostMemory::confined`],
+//! Lock order: VM slot, vCPU, the VM's tables ([`crate::guest::GuestMemory`]), `HostMemory::confined`,
 //! then the memory lock, inside which only the machine takes some (an SMMU's).
 
 pub mod audit;
