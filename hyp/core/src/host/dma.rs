@@ -96,7 +96,7 @@ impl DmaEvent {
     }
 
     /// What happened (Arm IHI 0070, 7.3).
-    fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         match self.kind {
             0x01 => "unsupported upstream transaction",
             0x02 => "stream without an entry",

@@ -219,3 +219,14 @@ fn a_device_that_faults_for_ever_keeps_no_caller() {
     info(&host, FAULTS);
     assert_eq!(total(&host), 200);
 }
+
+#[test]
+fn every_event_has_a_name() {
+    for kind in 0..=u8::MAX {
+        let event = DmaEvent {
+            kind,
+            ..event(0, None, NO_ADDRESS)
+        };
+        assert!(!event.name().is_empty());
+    }
+}
