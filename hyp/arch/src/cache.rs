@@ -7,9 +7,6 @@ use porthole_core::addr::PhysAddr;
 
 use crate::sysreg::read_sysreg;
 
-/// CTR_EL0.DIC: no invalidation of instructions is needed for what was cleaned.
-const DIC: u64 = 1 << 29;
-
 /// Bytes of the smallest data cache line on this CPU (CTR_EL0.DminLine).
 fn line() -> u64 {
     4 << ((read_sysreg!("ctr_el0") >> 16) & 0xf)
@@ -37,12 +34,9 @@ pub fn barrier() {
     unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
-/// Drops all instruction cache entries of the inner shareable domain, unless instructions follow data by themselves
-/// (CTR_EL0.DIC): memory was given new code.
+/// Drops all instruction cache entries of the inner shareable domain: memory was given new code. Whatever CTR_EL0.DIC of this
+/// CPU says, since another one may differ.
 pub fn invalidate_instructions() {
-    if read_sysreg!("ctr_el0") & DIC != 0 {
-        return;
-    }
     // SAFETY: the caches are filled again from memory.
     unsafe {
         asm!(

@@ -91,7 +91,7 @@ pub fn missing_feature() -> Option<&'static str> {
         return Some("40-bit physical addresses");
     }
     if HCR_EL2.get() & hcr::E2H != 0 {
-        return Some("HCR_EL2.E2H clear (FEAT_E2H0)");
+        return Some("an EL2 without VHE (FEAT_E2H0): HCR_EL2.E2H cannot be cleared");
     }
     None
 }

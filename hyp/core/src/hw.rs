@@ -42,8 +42,7 @@ pub trait Memory {
     /// so that what is shown is what a guest with caches off will read.
     fn read_page(&self, page: PhysAddr, show: &mut dyn FnMut(&[u8]));
 
-    /// What CPUs hold as instructions of pages that were scrubbed or shown before is gone everywhere, where it would not be
-    /// so by itself (CTR_EL0.DIC).
+    /// What any CPU holds as instructions of pages that were scrubbed or shown before is gone.
     fn forget_instructions(&self);
 
     /// Copies `to.len()` bytes out of host RAM, once; the host may be writing them meanwhile.

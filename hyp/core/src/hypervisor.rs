@@ -73,7 +73,7 @@ pub enum BootError {
     Memory(porthole_abi::Error),
     /// The interrupt controller's tables cannot be kept apart from the hypervisor's memory.
     #[error(
-        "cannot take over the interrupt controller: {0}; an ITS or a redistributor that firmware left on does not stop: reset the machine"
+        "cannot take over the interrupt controller: {0} (Busy: a part that firmware left on does not stop; reset the machine)"
     )]
     Gic(porthole_abi::Error),
 }

@@ -21,7 +21,7 @@ pub trait CacheMaintenance: Send + Sync {
     /// Cleans and invalidates data to the point of coherency.
     fn clean_invalidate(&self, start: PhysAddr, bytes: u64);
 
-    /// Invalidates instructions everywhere, unless what is written to memory does so.
+    /// Invalidates instructions on all CPUs.
     fn invalidate_instructions(&self);
 }
 

@@ -47,7 +47,7 @@ guest_exit:
     ldr     x0, [sp, #16]
     stp     x2, x3, [x0, #{CTX_X} + 16]
     ldp     x2, x3, [sp]
-    stp     xzr, xzr, [sp]              // nothing of a guest's stays in EL2's own memory
+    stp     xzr, xzr, [sp]              // the guest's x0 and x1 do not stay here
     stp     x4, x5, [x0, #{CTX_X} + 32]
     stp     x6, x7, [x0, #{CTX_X} + 48]
     stp     x8, x9, [x0, #{CTX_X} + 64]
